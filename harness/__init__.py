@@ -1,0 +1,1 @@
+"""One clock, one budget and one set of evals for methods that recognise and draw."""

@@ -1,0 +1,52 @@
+"""Files that are whole or not there: written to a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` in one step; a reader sees the old file or the new one, never a part.
+
+    Raises HarnessError when the disk is full or the folder cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def explain(error: OSError, path: Path) -> HarnessError:
+    """The error a user can act on for a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HarnessError(
+            f"no space left to write {path}",
+            "free space on the disk (or quota) that holds it; what was finished is kept",
+            "free some space and repeat the command, or choose another folder with --out",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return HarnessError(f"no permission to write {path}", "a folder you can write", "choose one with --out")
+    return HarnessError(f"cannot write {path}: {error.strerror or error}", "", "choose another folder with --out")

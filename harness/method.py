@@ -1,0 +1,176 @@
+"""The method interface: a `torch.nn.Module` with three verbs, `pretrain`, `features`, `sample`.
+
+The harness owns everything else (data, clock, optimizer step, precision, EMA, checkpoints, logging); see design.md,
+"The method interface". A plugin folder `methods/<name>/method.py` exports one subclass under the name `METHOD`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+from torch import Tensor, nn
+
+from harness.errors import HarnessError
+from harness.rng import Rng
+
+# Shapes: B batch, C channels, H height, W width, D feature width, N tokens.
+
+INTERFACE = 1  # part of every run's key: a change here makes old runs a different run
+SIZES = ("nano", "ti", "s", "b", "l", "xl")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a method may know of a data set: square images of `channels` x `size` x `size`, `classes` labels."""
+
+    name: str
+    channels: int
+    size: int
+    classes: int
+
+
+@dataclass(frozen=True, order=True)
+class Tap:
+    """A place features can be read: a layer (as the method names it) and a noise level, or None for clean input."""
+
+    layer: str
+    noise: int | None = None
+
+    def __str__(self) -> str:
+        return self.layer if self.noise is None else f"{self.layer}@{self.noise}"
+
+
+class Batch(NamedTuple):
+    """One step's input. `latents` stands in for `images` when the method asked for a cache (`Method.cached`)."""
+
+    images: Tensor | None  # [B, C, H, W] in [-1, 1]
+    latents: Tensor | None = None  # what `Method.cached` returned for these images
+
+
+class Loss(NamedTuple):
+    """The scalar to descend and its named parts, for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random resized crop and mirror, done on the device in batches (harness/data/augment.py)."""
+
+    crop: tuple[float, float] = (1.0, 1.0)  # range of the crop's area as a share of the image's
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height
+    interpolation: str = "bicubic"  # or "bilinear"; neither antialiases
+    mirror: bool = True  # ignored where the data set says that mirroring changes the meaning (digits)
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the harness steps: the optimizer, its peak rate and the shape of the rate over the budget."""
+
+    lr_peak: float
+    name: str = "adamw"  # or "adan" (timm)
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05  # default for groups that do not set their own
+    clip_norm: float | None = None  # global gradient norm
+    warmup: float = 0.05  # share of the budget, linear from 0
+    schedule: str = "cosine"  # to 0 at the end of the budget; or "constant" after the warm-up
+
+
+class Objective(nn.Module):
+    """Something the training loop can train: a method, or what a method must train first (a VAE)."""
+
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        """The objective of one step, in the paper's order. `progress` in [0, 1) is the share of the budget spent."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        # Wrappers (data parallel, autocast, compile) hook `forward`, so the loop calls the objective through it.
+        return self.pretrain(batch, progress, rng)
+
+    def optim(self, batch_size: int) -> Optim:
+        raise NotImplementedError
+
+    def augment(self) -> Augment:
+        return Augment()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; by default no weight decay on vectors and scalars (biases, norms)."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What has to be trained before the method, inside the method's own budget (account `prepare`)."""
+
+    objective: Objective
+    share: float  # of the budget, in (0, 1)
+
+
+class Method(Objective):
+    """A plugin: objective, network, and how it gives features and samples.
+
+    A subclass sets `Config` (a frozen dataclass with the paper's values as defaults) and is built by
+    `Method(config, data)`; construction touches no device, no file and no network.
+    """
+
+    Config: ClassVar[type]
+    sizes: ClassVar[tuple[str, ...]] = ("nano", "ti", "s", "b", "l")
+
+    @classmethod
+    def recipe(cls, size: str, data: DataSpec) -> Any:
+        """The config for a size (one of `sizes`) on a data set; departures from the paper carry their reason."""
+        raise NotImplementedError
+
+    @classmethod
+    def create(cls, config: Any, data: DataSpec) -> Self:
+        return cls(config, data)
+
+    # -- preparation (latent methods) ---------------------------------------------------------------------------
+
+    def preparation(self) -> Preparation | None:
+        """What must be trained first, or None. It is a submodule of the method, frozen afterwards."""
+        return None
+
+    def cached(self, images: Tensor) -> Tensor | None:
+        """What `pretrain` wants to see of clean `images` [B, C, H, W], computed once for the whole fit part
+        (account `prepare`) and handed over as `Batch.latents`; None when the method trains on images.
+
+        Called with `mirror` already applied for a second cached view. Must be deterministic.
+        """
+        return None
+
+    # -- recognise ----------------------------------------------------------------------------------------------
+
+    def taps(self) -> list[Tap]:
+        """Where features can be read, the method's own preference first."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
+        """Features of `images` [B, C, H, W] in [-1, 1] at each tap, from as few passes as possible, without gradient.
+
+        One [B, D] per tap; with `dense`, [B, D, H', W']. Deterministic given `rng`.
+        """
+        raise NotImplementedError
+
+    # -- draw ---------------------------------------------------------------------------------------------------
+
+    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        """`n` images [n, C, H, W] in [-1, 1]; `steps` None means the config's number of sampling steps."""
+        raise NotImplementedError
+
+
+def require_taps(method: Method, taps: Iterable[Tap]) -> None:
+    """Raise HarnessError when a tap is not one of the method's."""
+    known = method.taps()
+    for tap in taps:
+        if tap not in known:
+            listing = ", ".join(map(str, known))
+            raise HarnessError(f"no tap {str(tap)!r} in {type(method).__name__}", f"one of {listing}")

@@ -1,0 +1,115 @@
+"""Discovery: a folder under `methods/`, a file under `evals/`, or an entry point of any installed package.
+
+Names and cards are read without importing torch; the plugin's code is imported when it is used. A broken plugin is
+reported by name and skipped where nobody asked for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError, unknown
+
+if TYPE_CHECKING:
+    from harness.method import Method
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A method or an eval that was found; nothing of it is imported yet."""
+
+    kind: str  # "method" or "eval"
+    name: str
+    module: str  # dotted name to import
+    attribute: str | None  # of the module; None for the module itself
+    folder: Path | None  # where card.toml lies
+
+    def load(self) -> Any:
+        """The plugin's class or module. Raises HarnessError, naming the plugin, when its import fails."""
+        try:
+            module = importlib.import_module(self.module)
+            return module if self.attribute is None else getattr(module, self.attribute)
+        except Exception as error:
+            raise HarnessError(
+                f"the {self.kind} {self.name!r} cannot be imported: {type(error).__name__}: {error}",
+                f"importing {self.module} to work",
+                f'python -c "import {self.module}" shows where it fails; or leave {self.name!r} out',
+            ) from error
+
+
+def method_plugins() -> dict[str, Plugin]:
+    """Every method found, by name: folders of the `methods` package first, then entry points."""
+    import methods
+
+    found = {}
+    for root in map(Path, methods.__path__):
+        for card in sorted(root.glob("*/card.toml")):
+            name = card.parent.name
+            found[name] = Plugin("method", name, f"methods.{name}.method", "METHOD", card.parent)
+    return found | _installed("method", "harness.methods", found)
+
+
+def eval_plugins() -> dict[str, Plugin]:
+    """Every eval found, by name: files of the `evals` package that do not start with `_`, then entry points."""
+    import evals
+
+    found = {}
+    for root in map(Path, evals.__path__):
+        for file in sorted(root.glob("[!_]*.py")):
+            found[file.stem] = Plugin("eval", file.stem, f"evals.{file.stem}", None, None)
+    return found | _installed("eval", "harness.evals", found)
+
+
+def _installed(kind: str, group: str, taken: dict[str, Plugin]) -> dict[str, Plugin]:
+    return {
+        point.name: Plugin(kind, point.name, point.module, point.attr or None, _folder(point))
+        for point in entry_points(group=group)
+        if point.name not in taken
+    }
+
+
+def _folder(point: EntryPoint) -> Path | None:
+    """Where an entry point's module lies, found without importing the module itself."""
+    package = point.module.rpartition(".")[0] or point.module
+    try:
+        spec = importlib.util.find_spec(package)
+    except Exception:  # a broken parent package: the plugin is reported when it is loaded
+        return None
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plugin of that name, or a HarnessError with the nearest known one."""
+    found = method_plugins() if kind == "method" else eval_plugins()
+    if name not in found:
+        raise unknown(kind, name, found, "harness list shows what is installed")
+    return found[name]
+
+
+def load_method(name: str) -> type[Method]:
+    return find("method", name).load()
+
+
+def load_eval(name: str) -> ModuleType:
+    return find("eval", name).load()
+
+
+@cache
+def card(name: str) -> dict[str, Any]:
+    """A method's `card.toml` as plain data. Raises HarnessError when it is missing or is no TOML."""
+    folder = find("method", name).folder
+    path = folder / "card.toml" if folder else None
+    if path is None or not path.is_file():
+        raise HarnessError(f"the method {name!r} has no card.toml", "a card beside its method.py")
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise HarnessError(f"the card of {name!r} is no TOML: {error}", "", f"mend {path}") from None

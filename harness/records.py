@@ -1,0 +1,140 @@
+"""Records: what a run or an eval leaves behind. Plain JSON with a schema version, validated on reading.
+
+Tables and pages are pure functions of these; anything a fair reader needs stands here (design.md). A field is added
+with a default, so that old records still load; a changed meaning raises SCHEMA and gets an upgrade in `read`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+State = Literal["queued", "running", "interrupted", "finished", "diverged", "failed"]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Cell(Model):
+    """One point of a study."""
+
+    method: str
+    dataset: str
+    size: str
+    budget: str
+    seed: int
+
+
+class Environment(Model):
+    """Where a run ran."""
+
+    device: str  # model name of the device
+    devices: int
+    cpu_threads: int
+    precision: str
+    compiled: bool = False
+    versions: dict[str, str]
+    commit: str | None = None
+
+
+class Cost(Model):
+    """Size and price of the method's network, measured."""
+
+    parameters: int  # trained in pre-training
+    parameters_features: int  # that the default features pass through
+    parameters_frozen: int = 0  # borrowed or prepared (a VAE)
+    flop_train_img: float  # forward and backward per image, mean over the budget
+    flop_features_img: float  # forward of the default features per image
+    img_s: float | None = None  # images per second of train time
+    mfu: float | None = None
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+    outside_share: float | None = None  # of train time outside forward, backward, optimizer step
+
+
+class Spend(Model):
+    """The meter at the record's moment, and how it stands to the budget."""
+
+    wall_s: float = 0.0
+    device_s: float = 0.0
+    flop: float = 0.0
+    img: float = 0.0
+    epoch: float = 0.0
+    step: float = 0.0
+    share: float = 0.0  # spent / budget
+
+
+class Borrowed(Model):
+    """Compute spent elsewhere that a method starts from."""
+
+    what: str
+    parameters: int | None = None
+    cost: str | None = None  # as far as its makers state it
+
+
+class RunRecord(Model):
+    kind: Literal["run"] = "run"
+    schema_version: Literal[1] = 1
+    key: str
+    cell: Cell
+    config: dict[str, Any]  # the method's, resolved
+    train: dict[str, Any]  # the training settings, resolved
+    data_revision: str
+    state: State
+    message: str | None = None
+    attempts: int = 1
+    spend: Spend = Spend()
+    ledger: dict[str, float] = {}
+    cost: Cost | None = None
+    environment: Environment | None = None
+    borrowed: list[Borrowed] = []
+    final_loss: float | None = None
+    notes: list[str] = []  # footnotes for tables, from the method's card
+
+
+class Number(Model):
+    """One named result, self-describing, so that tables need not know the eval that made it."""
+
+    value: float
+    title: str  # the column, for example "linear top-1 %"
+    table: Literal["representation", "generation"]
+    better: Literal["higher", "lower"]
+    n: int  # test images or samples behind it
+    digits: int = 1  # decimals that the n supports
+    note: str | None = None
+
+
+class TestOpened(Model):
+    by: str
+    at: str  # ISO 8601, UTC
+
+
+class EvalRecord(Model):
+    kind: Literal["eval"] = "eval"
+    schema_version: Literal[1] = 1
+    eval: str
+    protocol: int
+    dataset: str
+    data_revision: str
+    key: str | None = None  # the run's, None for a reference row
+    cell: Cell | None = None
+    reference: str | None = None  # "raw pixels", "real images": rows that are no run
+    share: float | None = None  # of the budget at which the snapshot was taken; 0 is the untrained network
+    cheap: bool = False  # a quick subset for the anytime curve, never shown beside full evals
+    weights: Literal["ema", "raw", "none"] = "none"
+    config: dict[str, Any]
+    seed: int
+    numbers: dict[str, Number]
+    chosen: dict[str, Any] = {}  # what was selected, on the select part
+    trials: int = 1  # how many candidates it was selected from
+    test_opened: list[TestOpened] = []
+    pictures: list[str] = []  # files beside the record
+    ledger: dict[str, float] = {}  # seconds: select, evaluate, sample
+    notes: list[str] = []
+    environment: Environment | None = None
+
+
+Record = Annotated[RunRecord | EvalRecord, Field(discriminator="kind")]

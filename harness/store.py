@@ -1,0 +1,98 @@
+"""The store: one folder per study, one folder per run in it, JSON records. The folder tree is the truth.
+
+    STUDY/study.json                    what was asked for
+    STUDY/runs/KEY/run.json             the run's record, rewritten as its state changes
+    STUDY/runs/KEY/log.jsonl            loss, rate and ledger every few seconds
+    STUDY/runs/KEY/checkpoints/         the last two, for resuming
+    STUDY/runs/KEY/snapshots/           weights at fixed shares of the budget, for evals
+    STUDY/runs/KEY/evals/SHARE/EVAL.json  and the pictures that eval made
+    STUDY/references/DATASET/NAME/EVAL.json  rows that are no run: raw pixels, real images
+    STUDY/tables/                       made from the records
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import HarnessError
+from harness.files import write_atomic
+from harness.records import EvalRecord, Record, RunRecord
+
+_RECORD: TypeAdapter[RunRecord | EvalRecord] = TypeAdapter(Record)
+
+
+def write(path: Path, record: RunRecord | EvalRecord) -> None:
+    """Write a record in one step; equal records give equal bytes."""
+    write_atomic(path, record.model_dump_json(indent=1) + "\n")
+
+
+def read(path: Path) -> RunRecord | EvalRecord:
+    """Read and validate a record. Raises HarnessError that names the file and the field that does not fit."""
+    try:
+        raw: Any = json.loads(path.read_text())
+        return _RECORD.validate_python(raw)
+    except FileNotFoundError:
+        raise HarnessError(f"no record at {path}", "a run's or an eval's JSON record") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _unreadable(path, f"is no JSON ({error})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the record"
+        raise _unreadable(path, f"does not fit the schema: {field}: {first['msg']}") from None
+
+
+def _unreadable(path: Path, why: str) -> HarnessError:
+    return HarnessError(
+        f"the record {path} {why}",
+        "a record as the harness wrote it; records are not to be edited by hand",
+        f"delete {path} and repeat the command: only what is missing is made again",
+    )
+
+
+class RunFolder:
+    """The places inside one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.json"
+        self.log = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.snapshots = path / "snapshots"
+        self.cache = path / "cache"
+
+    def evals(self, share: float) -> Path:
+        return self.path / "evals" / f"{share:.4f}"
+
+
+class Study:
+    """The places inside one study's folder, and every record under it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run(self, key: str) -> RunFolder:
+        return RunFolder(self.path / "runs" / key)
+
+    def reference(self, dataset: str, name: str) -> Path:
+        return self.path / "references" / dataset / name.replace(" ", "-")
+
+    def tables(self) -> Path:
+        return self.path / "tables"
+
+    def runs(self) -> Iterator[RunRecord]:
+        for path in sorted(self.path.glob("runs/*/run.json")):
+            record = read(path)
+            assert isinstance(record, RunRecord), path
+            yield record
+
+    def evals(self) -> Iterator[EvalRecord]:
+        for pattern in ("runs/*/evals/*/*.json", "references/*/*/*.json"):
+            for path in sorted(self.path.glob(pattern)):
+                record = read(path)
+                assert isinstance(record, EvalRecord), path
+                yield record

@@ -1,0 +1,1 @@
+"""One folder per method: `method.py`, `card.toml`, `README.md`. Removing a folder removes the method."""
