@@ -137,4 +137,13 @@ class EvalRecord(Model):
     environment: Environment | None = None
 
 
+class StudyRecord(Model):
+    """What a `run` command asked for, and the runs that answer it."""
+
+    kind: Literal["study"] = "study"
+    schema_version: Literal[1] = 1
+    request: dict[str, Any]
+    keys: list[str]
+
+
 Record = Annotated[RunRecord | EvalRecord, Field(discriminator="kind")]

@@ -1,13 +1,13 @@
 """The store: one folder per study, one folder per run in it, JSON records. The folder tree is the truth.
 
-    STUDY/study.json                    what was asked for
-    STUDY/runs/KEY/run.json             the run's record, rewritten as its state changes
-    STUDY/runs/KEY/log.jsonl            loss, rate and ledger every few seconds
-    STUDY/runs/KEY/checkpoints/         the last two, for resuming
-    STUDY/runs/KEY/snapshots/           weights at fixed shares of the budget, for evals
-    STUDY/runs/KEY/evals/SHARE/EVAL.json  and the pictures that eval made
-    STUDY/references/DATASET/NAME/EVAL.json  rows that are no run: raw pixels, real images
-    STUDY/tables/                       made from the records
+STUDY/study.json                    what was asked for
+STUDY/runs/KEY/run.json             the run's record, rewritten as its state changes
+STUDY/runs/KEY/log.jsonl            loss, rate and ledger every few seconds
+STUDY/runs/KEY/checkpoints/         the last two, for resuming
+STUDY/runs/KEY/snapshots/           weights at fixed shares of the budget, for evals
+STUDY/runs/KEY/evals/SHARE/EVAL.json  and the pictures that eval made; SHARE-quick/ for the anytime curve
+STUDY/references/DATASET/NAME/EVAL.json  rows that are no run: raw pixels, real images
+STUDY/tables/                       made from the records
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import HarnessError
 from harness.files import write_atomic
-from harness.records import EvalRecord, Record, RunRecord
+from harness.records import EvalRecord, Record, RunRecord, StudyRecord
 
 _RECORD: TypeAdapter[RunRecord | EvalRecord] = TypeAdapter(Record)
 
@@ -65,8 +65,8 @@ class RunFolder:
         self.snapshots = path / "snapshots"
         self.cache = path / "cache"
 
-    def evals(self, share: float) -> Path:
-        return self.path / "evals" / f"{share:.4f}"
+    def evals(self, share: float, cheap: bool = False) -> Path:
+        return self.path / "evals" / (f"{share:.4f}" + ("-quick" if cheap else ""))
 
 
 class Study:
@@ -83,6 +83,21 @@ class Study:
 
     def tables(self) -> Path:
         return self.path / "tables"
+
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    def asked(self) -> StudyRecord:
+        """What the last `run` in this folder asked for."""
+        path = self.path / "study.json"
+        try:
+            return StudyRecord.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise HarnessError(
+                f"no study in {self.path}", "a folder with a study.json", "python -m harness run makes one"
+            ) from None
+        except ValidationError as error:
+            raise _unreadable(path, f"does not fit the schema: {error.errors()[0]['msg']}") from None
 
     def runs(self) -> Iterator[RunRecord]:
         for path in sorted(self.path.glob("runs/*/run.json")):

@@ -1,0 +1,87 @@
+"""`harness list`: what is installed, read from cards and catalogue without importing a method where possible."""
+
+from __future__ import annotations
+
+from harness.errors import HarnessError, unknown
+from harness.plugins import card, eval_plugins, method_plugins
+
+KINDS = ("methods", "evals", "data", "sizes")
+
+
+def show(what: str) -> None:
+    """Print one listing, or all of the quick ones. Raises HarnessError for an unknown listing."""
+    if what not in (*KINDS, "all"):
+        raise unknown("listing", what, [*KINDS, "all"])
+    from rich.console import Console
+
+    console = Console()
+    for kind in ("methods", "evals", "data") if what == "all" else (what,):
+        table, broken = {"methods": _methods, "evals": _evals, "data": _data, "sizes": _sizes}[kind]()
+        table.title, table.title_justify = kind, "left"
+        console.print(table)
+        for line in broken:
+            console.print(line, style="yellow", highlight=False)
+        console.print()
+
+
+def _table(*columns: str):  # noqa: ANN202 (rich is imported where it is used)
+    from rich.table import Table
+
+    return Table(*columns, box=None, pad_edge=False, header_style="bold")
+
+
+def _methods():  # noqa: ANN202
+    table, broken = _table("name", "title", "paper", "space", "sampling"), []
+    for name in sorted(method_plugins()):
+        try:
+            about = card(name)
+        except HarnessError as error:
+            broken.append(f"skipped {name}: {error}")
+            continue
+        paper = f"{about.get('arxiv', '–')} ({about.get('year', '–')})"
+        table.add_row(name, about.get("title", ""), paper, about.get("space", ""), about.get("sampling", ""))
+    return table, broken
+
+
+def _evals():  # noqa: ANN202
+    table, broken = _table("name", "title", "protocol", "reads"), []
+    for name, plugin in sorted(eval_plugins().items()):
+        try:
+            module = plugin.load()
+        except HarnessError as error:
+            broken.append(f"skipped {name}: {error}")
+            continue
+        table.add_row(name, module.TITLE, f"v{module.PROTOCOL}", module.NEEDS)
+    return table, broken
+
+
+def _data():  # noqa: ANN202
+    from harness.data.catalog import ENTRIES
+
+    table = _table("name", "title", "images", "size", "classes")
+    for entry in ENTRIES.values():
+        images = f"{entry.train_n:,} + {entry.test_n:,}"
+        table.add_row(entry.name, entry.title, images, f"{entry.size} px x {entry.channels}", str(entry.classes))
+    return table, ["python -m harness data shows which of them are here"]
+
+
+def _sizes():  # noqa: ANN202
+    """Parameters of every method at every size, for 32 px colour images."""
+    import torch
+
+    from harness.method import DataSpec
+    from harness.plugins import load_method
+
+    spec = DataSpec("32 px", channels=3, size=32, classes=10)
+    table, broken = _table("method", "size", "trained parameters (32 px, 3 channels)"), []
+    for name in sorted(method_plugins()):
+        try:
+            method = load_method(name)
+        except HarnessError as error:
+            broken.append(f"skipped {name}: {error}")
+            continue
+        for size in method.sizes:
+            with torch.device("meta"):
+                built = method.create(method.recipe(size, spec), spec)
+            table.add_row(name, size, f"{sum(p.numel() for p in built.parameters() if p.requires_grad):,}")
+    return table, broken

@@ -1,0 +1,91 @@
+"""The machine: its devices, what it is called in records, and how much memory a run took."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import resource
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from harness.records import Environment
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "diffusers",
+    "accelerate",
+    "torch-fidelity",
+    "scikit-learn",
+    "numpy",
+)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """The model name of the device, as its maker writes it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model} ({os.cpu_count()} cores)"
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the code that runs, with `+` when the tree differs from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        head = _git(here, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def environment(precision: str, compiled: bool) -> Environment:
+    return Environment(
+        device=device_name(),
+        devices=1,
+        cpu_threads=torch.get_num_threads(),
+        precision=precision,
+        compiled=compiled,
+        versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        commit=commit(),
+    )
+
+
+def forget_peak_memory() -> None:
+    """Start a new peak, so that the peak of one run is not that of the run before it in the same process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+    except OSError:
+        return  # elsewhere the peak is the process's own, which is an upper bound
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory since `forget_peak_memory`: of the device where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

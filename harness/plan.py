@@ -1,0 +1,64 @@
+"""The plan: what `run` would do, with its price, without doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import store
+from harness.display import duration
+from harness.records import RunRecord
+from harness.resolve import Job, jobs
+from harness.study import Study
+
+
+def show_plan(study: Study, out: Path, data_dir: Path | None) -> None:
+    """Print a row per cell and the sum."""
+    from rich.console import Console
+    from rich.table import Table
+
+    place = store.Study(out / study.folder_name())
+    todo = jobs(study, data_dir)
+    table = Table("cell", "state", "batch", "trained", "to charge", box=None, pad_edge=False)
+    left_s = 0.0
+    for job in todo:
+        state, share = _standing(place, job)
+        owed_s = job.budget.limit * (1 - share) if job.budget.is_time else None
+        left_s += owed_s or 0.0
+        table.add_row(job.label, state, str(job.train.batch_size), f"{_trained(job):,}", _price(job, share, owed_s))
+    console = Console()
+    console.print(table)
+    console.print(_summary(study, todo, left_s, place), highlight=False)
+
+
+def _standing(place: store.Study, job: Job) -> tuple[str, float]:
+    """State and share of the budget spent, as its record has them."""
+    path = place.run(job.key).record
+    if not path.exists():
+        return "missing", 0.0
+    record = store.read(path)
+    assert isinstance(record, RunRecord), path
+    return record.state, min(1.0, record.spend.share)
+
+
+def _trained(job: Job) -> int:
+    """Parameters trained in pre-training, counted on the meta device."""
+    import torch
+
+    with torch.device("meta"):
+        method = job.method_class.create(job.config, job.data.spec)
+    return sum(p.numel() for p in method.parameters() if p.requires_grad)
+
+
+def _price(job: Job, share: float, owed_s: float | None) -> str:
+    if owed_s is None:
+        return f"{job.budget.amount * (1 - share):.6g} {job.budget.unit}; time known once it runs"
+    unit = "of GPU time" if job.budget.reads == "device_s" else "of wall time"
+    return f"{duration(owed_s)} {unit}"
+
+
+def _summary(study: Study, todo: list[Job], left_s: float, place: store.Study) -> str:
+    lines = [f"{len(todo)} run(s), evals: {', '.join(study.evals)}; folder {place.path}"]
+    if left_s:
+        lines.append(f"still to charge: {duration(left_s)}; evals, checkpoints and compilation are shown, not charged")
+    lines.append("shared: nothing yet (each run trains its own weights); nothing is downloaded")
+    return "\n".join(lines)

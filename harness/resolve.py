@@ -1,0 +1,92 @@
+"""Resolving a cell: its method's config, its key, its data set. The heavy half of reading a study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.budget import Budget, check_devices, parse_budget
+from harness.config import override, plain
+from harness.data.dataset import Dataset, load
+from harness.errors import HarnessError
+from harness.method import INTERFACE, Method
+from harness.plugins import load_eval, load_method
+from harness.records import Cell
+from harness.study import Study, slug
+from harness.train.settings import BATCH, TrainConfig
+
+# Settings that change how a run is watched and saved, not what it computes: no part of its key.
+UNKEYED = ("checkpoint_s", "log_s")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell with everything it needs to run."""
+
+    cell: Cell
+    key: str
+    budget: Budget
+    method_class: type[Method]
+    config: Any
+    train: TrainConfig  # batch_size settled
+    data: Dataset
+
+    @property
+    def label(self) -> str:
+        c = self.cell
+        return f"{c.method} {c.dataset} {c.size} {c.budget} seed {c.seed}"
+
+    def build(self) -> Method:
+        """The method, freshly initialised from the cell's seed."""
+        import torch
+
+        from harness.rng import Rng
+
+        # Layers initialise from torch's global generator: the one place that reads it, seeded here and put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(Rng(self.cell.seed).number("init"))
+            return self.method_class.create(self.config, self.data.spec)
+
+
+@cache
+def _data(name: str, data_dir: Path | None) -> Dataset:
+    return load(name, data_dir)
+
+
+def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
+    """Every cell of the study, resolved. Raises HarnessError before any work when one of them cannot run."""
+    from harness import machine
+
+    resolved = []
+    for cell in study.cells():
+        budget = parse_budget(cell.budget)
+        check_devices(budget, gpus=int(machine.device().type == "cuda"))
+        method = load_method(cell.method)
+        if cell.size not in method.sizes:
+            raise HarnessError(
+                f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"
+            )
+        data = _data(cell.dataset, data_dir)
+        config = override(method.recipe(cell.size, data.spec), study.overrides.get(cell.method, {}), cell.method)
+        train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
+        resolved.append(Job(cell, _key(cell, config, train, data), budget, method, config, train, data))
+    for name in study.evals:
+        eval_config(study, name, study.size[0])
+    return resolved
+
+
+def _key(cell: Cell, config: Any, train: TrainConfig, data: Dataset) -> str:
+    """A name that changes whenever the computation would: a readable part and a hash of everything."""
+    keyed = {k: v for k, v in plain(train).items() if k not in UNKEYED}
+    content = [INTERFACE, cell.model_dump(), plain(config), keyed, data.revision]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{slug(f'{cell.method}-{cell.dataset}-{cell.size}-{cell.budget}-s{cell.seed}')}-{digest}"
+
+
+def eval_config(study: Study, name: str, size: str) -> Any:
+    """An eval's settings for a size, with the study's overrides."""
+    return override(load_eval(name).recipe(size), study.overrides.get(name, {}), name)

@@ -1,0 +1,31 @@
+"""The moving average of the weights, by one rule for every method.
+
+Half-life in images, min(500k, 5 % of the images seen): a fixed decay of 0.9999 would leave most of the initial weights
+in any run under 50k steps (card dit, section 7; the rule is EDM's ramp-up).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+HALF_LIFE_IMG = 500_000
+RAMP = 0.05
+
+
+class Ema:
+    """Averaged copy of a module's trained parameters; buffers and frozen parts are the module's own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.averaged = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, img_seen: float, batch: int) -> None:
+        """Follow one step; `img_seen` images up to now, the last `batch` of them in this step."""
+        decay = 0.5 ** (batch / min(HALF_LIFE_IMG, RAMP * img_seen))
+        live = [p.detach() for p in module.parameters() if p.requires_grad]
+        torch._foreach_lerp_(list(self.averaged.values()), live, 1.0 - decay)
+
+    def settled(self, module: nn.Module) -> dict[str, Tensor]:
+        """The module's state with the averaged parameters in their places: what is evaluated."""
+        return module.state_dict() | self.averaged

@@ -1,0 +1,46 @@
+"""The cache of what a latent method trains on: computed once, charged to `prepare`, kept beside the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from harness import checkpoint
+from harness.data.pixels import to_float
+from harness.train import flops
+
+if TYPE_CHECKING:
+    from harness.train.pretraining import Pretraining
+
+CHUNK = 256
+VIEWS = 0.0  # the cache is stored like a snapshot, under the share at which it is made
+
+
+@torch.no_grad()
+def cached_latents(run: Pretraining, count_flop: bool) -> Tensor | None:
+    """[V, n, ...] float32 on the run's device: the fit part as `Method.cached` sees it, and mirrored where the
+    method and the data set allow that (V = 2). None when the method trains on images. `count_flop` adds its FLOPs to
+    the run's meter: once a run, however often it is resumed."""
+    probe = to_float(run.fit.images[:1].to(run.device))
+    run.method.eval()
+    if run.method.cached(probe) is None:
+        return None
+    views = [False, True] if run.mirror and run.method.augment().mirror else [False]
+    if count_flop:
+        run.flop += flops.count(lambda: run.method.cached(probe)) * len(views) * len(run.fit.images)
+    stored = checkpoint.find_snapshot(run.folder.cache, VIEWS)
+    if stored is not None:
+        return checkpoint.load_snapshot(stored)["latents"].to(run.device)
+    latents = torch.stack([_encode(run, mirrored) for mirrored in views])
+    checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
+    return latents
+
+
+def _encode(run: Pretraining, mirrored: bool) -> Tensor:
+    parts = []
+    for chunk in run.fit.images.split(CHUNK):
+        images = to_float(chunk.to(run.device))
+        parts.append(run.method.cached(images.flip(-1) if mirrored else images))
+    return torch.cat(parts)

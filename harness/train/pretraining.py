@@ -1,0 +1,313 @@
+"""Pre-training of one run: prepare, cache, train, with its clock, its checkpoints and its snapshots.
+
+Whatever is killed, the same call goes on from the last checkpoint; what it has to do again is booked to `lost`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import checkpoint
+from harness.budget import Budget, Meter
+from harness.data.batches import Batches
+from harness.data.dataset import Part
+from harness.errors import HarnessError
+from harness.ledger import CHARGED, Ledger
+from harness.method import Method, Objective
+from harness.rng import Rng
+from harness.store import RunFolder
+from harness.train import calibrate, flops
+from harness.train.latents import cached_latents
+from harness.train.settings import TrainConfig
+from harness.train.stage import Stage, run_stage
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved itself."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a display is told every few seconds."""
+
+    phase: str
+    share: float  # of the budget
+    loss: float
+    img_s: float
+    left_s: float | None
+
+
+@dataclass
+class Pretraining:
+    """One run. `fit` is the only data it ever sees."""
+
+    method: Method
+    fit: Part
+    mirror: bool
+    budget: Budget
+    settings: TrainConfig
+    batch_size: int
+    folder: RunFolder
+    rng: Rng
+    device: torch.device
+    devices: int = 1
+    notify: Callable[[Tick], None] = lambda tick: None
+    say: Callable[[str], None] = lambda line: None
+    should_stop: Callable[[], bool] = lambda: False
+    ledger: Ledger = field(default_factory=Ledger)
+
+    # what the meter counts besides time
+    step: int = 0
+    img: int = 0
+    flop: float = 0.0
+    train_img: int = 0
+    snapshots_done: list[float] = field(default_factory=list)
+    flop_per_image: dict[str, float] = field(default_factory=dict)
+    stage: Stage | None = None
+
+    def __post_init__(self) -> None:
+        self._saved_at = self._logged_at = time.perf_counter()
+        self._logged_img = 0
+        self._resumed: dict[str, Any] | None = None
+
+    # -- the run, in order ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """From wherever it stands to the end of the budget. Raises Interrupted, Diverged or HarnessError."""
+        self.method.to(self.device)
+        self._resume()
+        preparation = self.method.preparation()
+        if preparation is not None and not self._resumed_in("train"):
+            preparation.objective.requires_grad_(True)
+            self._run_stage("prepare", preparation.objective, preparation.share)
+        if preparation is not None:
+            preparation.objective.requires_grad_(False)
+        with self.ledger.account("prepare"):
+            latents = cached_latents(self, count_flop=not self._resumed_in("train"))
+        self._run_stage("train", self.method, 1.0, latents)
+
+    def _resumed_in(self, stage: str) -> bool:
+        """Whether the checkpoint that this attempt goes on from was made in that stage."""
+        return self._resumed is not None and self._resumed["stage"]["name"] == stage
+
+    def _run_stage(self, name: str, objective: Objective, ends_at: float, latents: Tensor | None = None) -> None:
+        with self.ledger.account("compile"):
+            self.stage = self._build(name, objective, ends_at, latents)
+        if self._resumed_in(name):
+            self.stage.restore(self._resumed["stage"])
+        elif name == "train":
+            self._snapshot(0.0)
+            self._save()
+        self._refuse_empty(name)
+        self._logged_img, self._logged_at = self.img, time.perf_counter()
+        with self.ledger.account(name):
+            run_stage(self.stage, self.spent, self._after_step)
+        if name == "train":
+            self._snapshot(1.0)
+        self._save()
+        self._resumed = None
+
+    def _build(self, name: str, objective: Objective, ends_at: float, latents: Tensor | None) -> Stage:
+        batches = Batches(
+            self.fit,
+            self.batch_size,
+            self.rng.at(name),
+            objective.augment(),
+            self.mirror,
+            latents,
+            self.device,
+        )
+        probe, rng = batches.at(0), self.rng.at(name).to(self.device)
+        objective.train()
+        if name not in self.flop_per_image:
+            self.flop_per_image[name] = flops.train_flop_per_image(objective, probe, rng)
+        return Stage(
+            name=name,
+            objective=objective,
+            batches=batches,
+            batch_size=self.batch_size,
+            rng=rng,
+            device=self.device,
+            precision=self._precision(name, objective, probe, rng),
+            compiled=self.settings.compile,
+            average=self.settings.ema and name == "train",
+            images_planned=self._images_planned(name, ends_at),
+            begun_at=self.spent(),
+            ends_at=ends_at,
+        )
+
+    def _precision(self, name: str, objective: Objective, probe: Any, rng: Rng) -> str:
+        if self._resumed_in(name):
+            return self._resumed["stage"]["precision"]
+        if self.settings.precision != "auto":
+            return self.settings.precision
+        if not self.budget.is_time:
+            return calibrate.by_device(self.device)
+        return calibrate.fastest(objective, probe, rng, self.device)[0]
+
+    def _images_planned(self, name: str, ends_at: float) -> int | None:
+        """Images of the stage for count budgets, fixed before its first step; None when time decides."""
+        if self._resumed_in(name):
+            return self._resumed["stage"]["images_planned"]
+        if self.budget.is_time:
+            return None
+        until = self.budget.limit * ends_at
+        if self.budget.reads == "step":
+            return (round(until) - self.step) * self.batch_size
+        if self.budget.reads == "flop":
+            affordable = (until - self.flop) / self.flop_per_image[name]
+            return int(affordable) // self.batch_size * self.batch_size
+        per_unit = len(self.fit.images) if self.budget.reads == "epoch" else 1
+        return round(until * per_unit) - self.img
+
+    def _refuse_empty(self, name: str) -> None:
+        """A budget that the preparation used up, or that is smaller than one step, buys no result."""
+        stage = self.stage
+        if stage.images_planned is not None and stage.images_planned < 1:
+            raise HarnessError(
+                f"the budget {self.budget} is too small: nothing is left for {name!r}",
+                f"room for at least one step of {self.batch_size} images",
+                "a larger --budget, or a smaller train.batch_size",
+            )
+        if stage.images_planned is None and stage.step == 0 and self.spent() >= stage.ends_at:
+            raise HarnessError(
+                f"the budget {self.budget} was used up by preparation ({self.ledger.charged_s():.1f} s) "
+                f"before {name!r} began",
+                "a budget larger than what preparation costs",
+                "a larger --budget, or a cheaper preparation (see the method's README)",
+            )
+
+    # -- clock ----------------------------------------------------------------------------------------------------
+
+    def meter(self) -> Meter:
+        seconds = self.ledger.charged_s()
+        return Meter(
+            wall_s=seconds,
+            device_s=seconds * self.devices,
+            flop=self.flop,
+            img=self.img,
+            epoch=self.img / len(self.fit.images),
+            step=self.step,
+        )
+
+    def spent(self) -> float:
+        """Share of the budget spent."""
+        return self.budget.spent(self.meter())
+
+    # -- after each step ------------------------------------------------------------------------------------------
+
+    def _after_step(self, stage: Stage, share: float, images: int) -> None:
+        self.step += 1
+        self.img += images
+        self.flop += images * self.flop_per_image[stage.name]
+        share = self.spent()
+        if stage.name == "train":
+            self.train_img += images
+            crossed = [s for s in self.settings.snapshots if s <= share and s not in self.snapshots_done]
+            for due in crossed:
+                self._snapshot(due)
+            if crossed:
+                self._save()
+        now = time.perf_counter()
+        if now - self._logged_at >= self.settings.log_s:
+            self._log(share, now)
+        if self.should_stop():
+            self._save()
+            raise Interrupted
+        if now - self._saved_at >= self.settings.checkpoint_s:
+            self._save()
+
+    def _log(self, share: float, now: float) -> None:
+        stage = self.stage
+        stage.check_finite()
+        img_s = (self.img - self._logged_img) / (now - self._logged_at)
+        self._logged_img, self._logged_at = self.img, now
+        charged = self.ledger.charged_s()
+        left_s = charged * (1 - share) / share if share > 0 else None
+        self._write_line(
+            phase=stage.name,
+            share=round(share, 6),
+            loss=stage.loss,
+            lr=stage.optimizer.param_groups[0]["lr"],
+            img_s=round(img_s, 1),
+        )
+        self.notify(Tick(stage.name, share, stage.loss, img_s, left_s))
+
+    def _write_line(self, **values: Any) -> None:
+        seconds = {name: round(s, 3) for name, s in self.ledger.snapshot().items() if s}
+        line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step, **values}
+        append_line(self.folder.log, line | {"ledger": seconds})
+
+    # -- saving and resuming --------------------------------------------------------------------------------------
+
+    def _snapshot(self, share: float) -> None:
+        with self.ledger.account("checkpoint"):
+            checkpoint.save_snapshot(self.folder.snapshots, share, self.stage.weights())
+        if share not in self.snapshots_done:
+            self.snapshots_done.append(share)
+
+    def _save(self) -> None:
+        with self.ledger.account("checkpoint"):
+            if self.stage.step:
+                self.stage.check_finite()  # never overwrite good weights with broken ones
+            payload = {
+                "method": self.method.state_dict(),
+                "stage": self.stage.state(),
+                "counters": [self.step, self.img, self.flop, self.train_img],
+                "snapshots_done": list(self.snapshots_done),
+                "flop_per_image": dict(self.flop_per_image),
+                "ledger": self.ledger.snapshot(),
+            }
+            checkpoint.save(self.folder.checkpoints, self.step, payload)
+            self._saved_at = time.perf_counter()
+
+    def _resume(self) -> None:
+        payload, notices = checkpoint.load_latest(self.folder.checkpoints, self.device)
+        for notice in notices:
+            self.say(notice)
+        if payload is not None:
+            self.method.load_state_dict(payload["method"])
+            self.step, self.img, self.flop, self.train_img = payload["counters"]
+            self.snapshots_done = payload["snapshots_done"]
+            self.flop_per_image = payload["flop_per_image"]
+            for name, seconds in payload["ledger"].items():
+                self.ledger.add(name, seconds)
+            self._resumed = payload
+        self._book_lost(last_ledger(self.folder.log))
+        if self.folder.log.exists():
+            self._write_line(event="resumed")
+
+    def _book_lost(self, seen: dict[str, float]) -> None:
+        """Work that the log saw after the checkpoint is done again; its time is not charged, and shown."""
+        redone = sum(seen.get(name, 0.0) for name in CHARGED) - self.ledger.charged_s()
+        known = self.ledger.snapshot()["lost"]
+        self.ledger.add("lost", max(0.0, seen.get("lost", 0.0) - known) + max(0.0, redone))
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add one JSON line; a kill can leave at most the last line torn, which readers skip."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes()[-1:] == b"\n"
+    with open(path, "a") as file:
+        file.write(("\n" if torn else "") + json.dumps(line) + "\n")
+
+
+def last_ledger(path: Path) -> dict[str, float]:
+    """The ledger as the log last saw it; empty without a log. The clock of an attempt that was killed."""
+    if not path.exists():
+        return {}
+    for text in reversed(path.read_text().splitlines()):
+        try:
+            return json.loads(text)["ledger"]
+        except (ValueError, KeyError):
+            continue
+    return {}

@@ -1,0 +1,30 @@
+"""Training settings that all methods of a study share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Same batch for every method of a comparison (card evaluation, section 10); a method's rate follows from it.
+BATCH = {"nano": 128, "ti": 256, "s": 512, "b": 1024, "l": 1024, "xl": 1024}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`train.*` of a study."""
+
+    batch_size: int = 0  # images a step, over all devices; 0 takes BATCH[size]
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: calibrated (time budgets) or by device (counts)
+    compile: bool = False  # torch.compile; no gain was measured on CPU at nano, where it costs a minute
+    ema: bool = True  # evaluate averaged weights, for features and for samples
+    snapshots: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2)  # shares of the budget to evaluate, besides 0 and 1
+    checkpoint_s: float = 30.0  # seconds between checkpoints
+    log_s: float = 2.0  # seconds between log lines
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 0:
+            raise ValueError("the batch size must be at least 1 (or 0 for the size's own)")
+        if any(not 0 < share < 1 for share in self.snapshots):
+            raise ValueError("snapshots lie strictly between 0 and 1; 0 and 1 are always taken")
+        if self.checkpoint_s <= 0 or self.log_s <= 0:
+            raise ValueError("seconds between checkpoints and log lines must be above 0")

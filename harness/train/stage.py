@@ -1,0 +1,198 @@
+"""The training loop: one objective, from where it stands to the end of its part of the budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.data.batches import Batches
+from harness.errors import Diverged
+from harness.method import Batch, Objective
+from harness.rng import Rng
+from harness.train.ema import Ema
+from harness.train.optim import build_optimizer, rate, set_rate
+
+TIMED_EVERY = {"cpu": 1, "cuda": 50}  # steps; timing the parts of a step stalls a GPU, so only some are timed
+
+
+@dataclass
+class Timing:
+    """How the time of timed steps splits: inside forward, backward and optimizer step, and outside."""
+
+    inside_s: float = 0.0
+    outside_s: float = 0.0
+
+    def outside_share(self) -> float | None:
+        total = self.inside_s + self.outside_s
+        return self.outside_s / total if total else None
+
+
+@dataclass
+class Stage:
+    """One objective's training: its data, optimizer, average and position."""
+
+    name: str  # "prepare" or "train": also the account it is charged to
+    objective: Objective
+    batches: Batches
+    batch_size: int
+    rng: Rng
+    device: torch.device
+    precision: str
+    compiled: bool
+    average: bool  # keep a moving average of the weights
+    images_planned: int | None  # of a count budget; None when time decides
+    begun_at: float = 0.0  # share of the whole budget spent when the stage began
+    ends_at: float = 1.0  # share of the whole budget at which it ends
+    step: int = 0
+    img: int = 0
+    timing: Timing = field(default_factory=Timing)
+    loss: float = math.nan
+
+    def __post_init__(self) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        # Precision is process-wide state in accelerate, and the runs of a study choose it one by one.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu", mixed_precision="bf16" if self.precision == "bf16" else "no"
+        )
+        self.optim = self.objective.optim(self.batch_size)
+        self.objective.train()
+        optimizer = build_optimizer(self.objective, self.optim)
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        if self.compiled:
+            self.objective.compile(dynamic=True)
+        self.ema = Ema(self.objective) if self.average else None
+        self._first_bad = torch.full((), math.inf, device=self.device)
+
+    # -- position -------------------------------------------------------------------------------------------------
+
+    def progress(self, spent: float) -> float:
+        """Share of this stage done; `spent` is the share of the whole budget."""
+        if self.images_planned is not None:
+            return self.img / self.images_planned
+        return min(1.0, max(0.0, (spent - self.begun_at) / (self.ends_at - self.begun_at)))
+
+    def next_batch(self) -> Batch:
+        """The batch of the current step; the last one of a count budget takes only what is left."""
+        batch = self.batches.at(self.step)
+        left = self.batch_size if self.images_planned is None else self.images_planned - self.img
+        if left >= self.batch_size:
+            return batch
+        return Batch(*(None if part is None else part[:left] for part in batch))
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def advance(self, progress: float) -> int:
+        """Take one optimizer step; returns the images it used. Raises Diverged when the loss is not finite."""
+        timed = self.step % TIMED_EVERY[self.device.type] == 0
+        began = self._now(timed)
+        batch = self.next_batch()
+        size = len(batch.latents if batch.images is None else batch.images)
+        set_rate(self.optimizer, rate(self.optim, progress))
+        entered = self._now(timed)
+        total = self._descend(batch, progress)
+        left = self._now(timed)
+        self.step += 1
+        self.img += size
+        if self.ema is not None:
+            self.ema.update(self.objective, self.img, size)
+        self._watch(total)
+        if timed:
+            self.timing.inside_s += left - entered
+            self.timing.outside_s += (entered - began) + (self._now(timed) - left)
+        return size
+
+    def _descend(self, batch: Batch, progress: float) -> Tensor:
+        """Forward, backward, clip, step."""
+        total, _ = self.model(batch, progress, self.rng.at("step", self.step))
+        self.accelerator.backward(total)
+        if self.optim.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total.detach()
+
+    def _now(self, synchronised: bool) -> float:
+        if synchronised and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _watch(self, total: Tensor) -> None:
+        """Remember the first step whose loss is not finite; asking a GPU for it waits for the GPU, so ask rarely."""
+        here = torch.full_like(self._first_bad, self.step)
+        self._first_bad = torch.where(total.isfinite(), self._first_bad, torch.minimum(self._first_bad, here))
+        self._last = total
+        if self.step % TIMED_EVERY[self.device.type] == 0:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise Diverged, naming the step, when a loss so far was not finite; refreshes `loss`."""
+        self.loss = float(self._last)
+        bad = float(self._first_bad)
+        if math.isfinite(bad):
+            raise Diverged(int(bad), "loss", self.loss)
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is evaluated: the average where one is kept."""
+        return self.ema.settled(self.objective) if self.ema is not None else self.objective.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the stage, the objective's own weights apart."""
+        return {
+            "name": self.name,
+            "step": self.step,
+            "img": self.img,
+            "begun_at": self.begun_at,
+            "images_planned": self.images_planned,
+            "precision": self.precision,
+            "timing": [self.timing.inside_s, self.timing.outside_s],
+            "loss": self.loss,
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.averaged if self.ema is not None else {},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.img, self.begun_at = state["step"], state["img"], state["begun_at"]
+        self.timing = Timing(*state["timing"])
+        self.loss = state["loss"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            for name, tensor in self.ema.averaged.items():
+                tensor.copy_(state["ema"][name])
+
+
+def run_stage(
+    stage: Stage,
+    spent: Callable[[], float],
+    after_step: Callable[[Stage, float, int], None],
+) -> None:
+    """Step until the stage's part of the budget is spent.
+
+    `spent()` is the share of the whole budget spent; `after_step(stage, share, images)` books, logs, saves and may
+    raise to stop. A time budget ends at the step boundary nearest to it, half a step early or late.
+    """
+    step_share = 0.0
+    while not _over(stage, spent(), step_share):
+        before = spent()
+        images = stage.advance(stage.progress(before))
+        share = spent()
+        step_share = share - before
+        after_step(stage, share, images)
+    if stage.step:
+        stage.check_finite()
+
+
+def _over(stage: Stage, share: float, step_share: float) -> bool:
+    if stage.images_planned is not None:
+        return stage.img >= stage.images_planned
+    return stage.step > 0 and share + step_share / 2 >= stage.ends_at
