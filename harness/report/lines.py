@@ -1,0 +1,80 @@
+"""Rows before they have a form: the records behind each, and what those say in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from harness.records import EvalRecord, Number
+from harness.report.format import MISSING, mean_interval
+from harness.report.layout import Kind
+from harness.report.sections import Records, Trial
+
+FLOOR = "raw pixels"  # what a representation has to beat; "real images" are a bound, not a rival
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a number belongs. Different titles never share a column, nor do different evals or data sets."""
+
+    eval: str
+    dataset: str
+    title: str
+
+
+@dataclass
+class Line:
+    """A row before it has a form: the records behind it, one mapping per seed."""
+
+    kind: Kind
+    label: str
+    seeds: str = MISSING
+    records: list[Records] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    state: str = ""  # what stands in place of numbers
+    rivals: dict[str, Line] = field(default_factory=dict)
+
+    def evals(self, place: Place) -> list[EvalRecord]:
+        found = (seed.get((place.eval, place.dataset)) for seed in self.records)
+        return [r for r in found if r and any(n.title == place.title for n in r.numbers.values())]
+
+    def numbers(self, place: Place) -> list[Number]:
+        return [n for r in self.evals(place) for n in r.numbers.values() if n.title == place.title]
+
+    def mean(self, place: Place) -> float | None:
+        numbers = self.numbers(place)
+        return mean_interval([n.value for n in numbers])[0] if numbers else None
+
+
+def notes(trials: Iterable[Trial]) -> tuple[str, ...]:
+    """What the runs say of themselves, and a warning where one seed stands for several runs."""
+    said = [note for trial in trials for note in trial.run.notes]
+    seeds = [trial.run.cell.seed for trial in trials]
+    if len(set(seeds)) < len(seeds):
+        said.append("several runs of one seed: the interval is too narrow")
+    return tuple(dict.fromkeys(said))
+
+
+def state(trial: Trial) -> str:
+    """The state as a table says it, with how far the run is where its record knows."""
+    run = trial.run
+    under_way = run.state in ("running", "interrupted") and run.spend.share > 0
+    return f"{run.state} {100 * run.spend.share:.0f}%" if under_way else run.state
+
+
+def per_eval(records: Iterable[Records], text: Callable[[EvalRecord], str | None]) -> str:
+    """What `text` says of each eval; the evals are named where they differ."""
+    found: dict[str, set[str]] = {}
+    for seed in records:
+        for (name, _), record in seed.items():
+            said = text(record)
+            if said is not None:
+                found.setdefault(name, set()).add(said)
+    texts = {name: ", ".join(sorted(said)) for name, said in sorted(found.items())}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{name}: {said}" for name, said in texts.items()) or MISSING
+
+
+def seeds_text(finished: list[Trial], all_of_them: list[Trial]) -> str:
+    return str(len(finished)) if finished == all_of_them else f"{len(finished)} of {len(all_of_them)}"

@@ -1,0 +1,158 @@
+"""Tables as Markdown, CSV, LaTeX (booktabs) or a page; equal tables give equal bytes.
+
+LaTeX goes through pandas, which needs jinja2 for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from harness.errors import unknown
+from harness.report.html import page
+from harness.report.layout import Section, Table, footnotes, shown
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def render(tables: Sequence[Table], format: str = "md") -> str:
+    """The tables in one of FORMATS. Raises HarnessError for another format."""
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS, "for example: harness table --format md")
+    return FORMATS[format](tables)
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    parts = []
+    for table in tables:
+        letters = footnotes(table)
+        parts += [f"## {table.title}", _md(table.caption)]
+        for section in shown(table):
+            parts += [f"### {_md(section.heading)}"]
+            parts += [f"Conditions: {_md(section.conditions)}."] if section.conditions else []
+            aligned = ["right" if column.numeric else "left" for column in section.columns]
+            frame = _frame(section, letters, _md, lambda letter: f"<sup>{letter}</sup>")
+            parts.append(frame.to_markdown(index=False, tablefmt="pipe", colalign=aligned, disable_numparse=True))
+            parts += [f"Note: {_md(remark)}" for remark in section.remarks]
+            parts += [
+                f"{_md(caption)}: " + " ".join(f"![{_md(caption)}](<{p.path}>)" for p in pictures)
+                for caption, pictures in groupby(section.pictures, key=lambda p: p.caption)
+            ]
+        parts += (
+            ["  \n".join(f"<sup>{letter}</sup> {_md(note)}" for note, letter in letters.items())] if letters else []
+        )
+        parts += [] if table.sections else ["No runs yet."]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv(tables: Sequence[Table]) -> str:
+    """All rows of all tables: bare numbers, seconds, bytes; intervals and notes in columns of their own."""
+    import pandas
+
+    rows = [row for table in tables for section in table.sections for row in _plain_rows(table, section)]
+    if not rows:
+        return "table,section,conditions,row,method\n"
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    last = [name for name in names if name == "notes"]
+    frame = pandas.DataFrame(rows, columns=[n for n in names if n not in last] + last, dtype=str)
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def _plain_rows(table: Table, section: Section) -> list[dict[str, str]]:
+    rows = []
+    intervals = {j for row in section.rows for j, cell in enumerate(row.cells) if cell.half is not None}
+    for row in section.rows:
+        plain = {
+            "table": table.title,
+            "section": section.heading,
+            "conditions": section.conditions,
+            "row": row.kind,
+        }
+        said: list[str] = []
+        for j, (column, cell) in enumerate(zip(section.columns, row.cells, strict=True)):
+            name = column.plain or column.title
+            plain[name] = cell.plain or cell.text
+            if j in intervals:
+                plain[f"{name} ±"] = cell.half or "—"
+            said += [*column.notes, *cell.notes]
+        rows.append(plain | {"notes": "; ".join(dict.fromkeys(said))})
+    return rows
+
+
+def latex(tables: Sequence[Table]) -> str:
+    """Booktabs tables, one `table` per section, for a document that loads booktabs and graphicx."""
+    parts = ["% needs \\usepackage{booktabs,graphicx}"]
+    for table in tables:
+        letters = footnotes(table)
+        for section in shown(table):
+            frame = _frame(section, letters, _tex, lambda letter: f"\\textsuperscript{{{letter}}}")
+            form = "".join("r" if column.numeric else "l" for column in section.columns)
+            body = frame.to_latex(index=False, escape=False, column_format=form).strip()
+            said = [f"Conditions: {section.conditions}."] if section.conditions else []
+            said += [*section.remarks, table.caption]
+            used = {note for c in section.columns for note in c.notes}
+            used |= {note for row in section.rows for cell in row.cells for note in cell.notes}
+            marks = [f"\\textsuperscript{{{letters[n]}}}~{_tex(n)}" for n in letters if n in used]
+            parts += [
+                "\\begin{table}",
+                "\\centering",
+                f"\\caption{{{_tex(table.title)}: {_tex(section.heading)}}}",
+                f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{body}}}",
+                "\\par\\smallskip\\footnotesize " + " ".join([*map(_tex, said), *marks]),
+                "\\end{table}",
+            ]
+    return "\n".join(parts) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "md": markdown,
+    "csv": csv,
+    "tex": latex,
+    "html": page,
+}
+
+
+def _frame(
+    section: Section, letters: Mapping[str, str], escape: Callable[[str], str], raised: Callable[[str], str]
+) -> pandas.DataFrame:
+    """The section as text, with the letters of its footnotes."""
+    import pandas
+
+    def text(said: str, notes: Sequence[str]) -> str:
+        return escape(said) + (raised(",".join(letters[note] for note in notes)) if notes else "")
+
+    head = [text(column.title, column.notes) for column in section.columns]
+    rows = [[text(cell.text, cell.notes) for cell in row.cells] for row in section.rows]
+    return pandas.DataFrame(rows, columns=head, dtype=str)
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+_TEX = {
+    "\\": "\\textbackslash{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": "$\\pm$",
+    "≤": "$\\leq$",
+    "↑": "$\\uparrow$",
+    "↓": "$\\downarrow$",
+    "×": "$\\times$",
+    "·": "$\\cdot$",
+    "—": "---",
+    "–": "--",
+    "“": "``",
+    "”": "''",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(sign, sign) for sign in " ".join(text.split()))

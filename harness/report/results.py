@@ -1,0 +1,222 @@
+"""The tables of results: what each method, its untrained network and the references reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from harness.records import EvalRecord
+from harness.report.format import MISSING, fixed, mean_interval
+from harness.report.layout import Cell, Column, Picture, Row, Section, hoist_notes
+from harness.report.lines import FLOOR, Line, Place, notes, per_eval, seeds_text, state
+from harness.report.sections import (
+    Group,
+    Records,
+    Trial,
+    describe,
+    differences,
+    label,
+    of_eval,
+    of_trial,
+    split,
+)
+from harness.store import Study
+
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+def sections(
+    table: str, trials: Sequence[Trial], references: Sequence[EvalRecord], titles: Mapping[str, str]
+) -> tuple[Section, ...]:
+    groups = split(trials, lambda trial: of_trial(trial, table))
+    return tuple(_Builder(table, group, references, titles).section() for group in groups)
+
+
+class _Builder:
+    """One section of one table."""
+
+    def __init__(self, table: str, group: Group, references: Sequence[EvalRecord], titles: Mapping[str, str]) -> None:
+        self.table, self.group = table, group
+        self.conditions = dict(group.conditions)
+        self.remarks: list[str] = []
+        self.lines = [line for trials in group.methods() for line in self._of_method(trials, titles)]
+        self.lines += self._of_references(references)
+        self._set_rivals()
+        self.places = self._places()
+
+    def section(self) -> Section:
+        """The section, with notes that a whole column shares at the column's head."""
+        columns = [Column("method", numeric=False), Column("seeds"), *map(self._column, self.places)]
+        closing = self._closing()
+        if not self.places:
+            columns.append(Column("state", numeric=False))
+        columns += [Column(title, numeric=False) for title in closing]
+        rows = [Row(line.kind, tuple(self._cells(line, closing.values()))) for line in self.lines]
+        said = [describe(key, value) for key, value in sorted(self.conditions.items()) if key[0] != "n"]
+        made = Section(
+            self.group.heading,
+            "; ".join(said),
+            tuple(columns),
+            tuple(rows),
+            tuple(self.remarks),
+            tuple(self._pictures()),
+        )
+        return hoist_notes(made)
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def _of_method(self, trials: list[Trial], titles: Mapping[str, str]) -> list[Line]:
+        name = label(trials[0], self.group, titles)
+        finished = [trial for trial in trials if trial.finished]
+        lines = []
+        if finished:
+            records = [self._admitted(trial.final, name) for trial in finished]
+            lines.append(Line("method", name, seeds_text(finished, trials), records, notes(finished)))
+        untrained = [found for t in trials if (found := self._admitted(t.untrained, f"{name}, untrained"))]
+        if untrained:
+            lines.append(Line("untrained", f"{name}, untrained", str(len(untrained)), untrained))
+            if finished:
+                lines[0].rivals["untrained"] = lines[-1]
+        for trial in trials:
+            if not trial.finished:
+                said = (trial.run.message,) if trial.run.message else ()
+                title = f"{name}, seed {trial.run.cell.seed}"
+                lines.append(Line("unfinished", title, notes=said, state=state(trial)))
+        return lines
+
+    def _of_references(self, references: Sequence[EvalRecord]) -> list[Line]:
+        wanted = {key for line in self.lines for seed in line.records for key in seed}
+        rows: dict[str, Records] = {}
+        for record in references:
+            place = (record.eval, record.dataset)
+            if record.dataset != self.group.dataset and place not in wanted:
+                continue
+            found = self._admitted({place: record}, record.reference or "")
+            if found:
+                rows.setdefault(record.reference or "", {}).update(found)
+                self.conditions |= of_eval(record, self.table)
+        ordered = sorted(rows, key=lambda name: (name != FLOOR, name))
+        return [Line("reference", name, records=[rows[name]]) for name in ordered]
+
+    def _admitted(self, records: Records, who: str) -> Records:
+        """The records with numbers in this table that agree with the section; what is left out is said."""
+        kept: Records = {}
+        for place, record in records.items():
+            mine = of_eval(record, self.table)
+            wrong = differences(mine, self.conditions)
+            if wrong:
+                said = ", ".join(describe(key, mine[key]) for key in wrong)
+                here = ", ".join(describe(key, self.conditions[key]) for key in wrong)
+                remark = f"{who}: {record.eval} is left out, it has {said}; this section has {here}."
+                self.remarks += [] if remark in self.remarks else [remark]
+            elif mine:
+                kept[place] = record
+        return kept
+
+    def _set_rivals(self) -> None:
+        floor = next((x for x in self.lines if x.kind == "reference" and x.label == FLOOR), None)
+        for line in self.lines:
+            if line.kind == "method" and floor:
+                line.rivals["pixels"] = floor
+
+    # -- columns ---------------------------------------------------------------------------------------------
+
+    def _places(self) -> list[Place]:
+        order: dict[Place, int] = {}
+        for line in self.lines:
+            for seed in line.records:
+                for (name, dataset), record in seed.items():
+                    mine = [n for n in record.numbers.values() if n.table == self.table]
+                    for i, number in enumerate(mine):
+                        place = Place(name, dataset, number.title)
+                        order[place] = min(i, order.get(place, i))
+        own = self.group.dataset
+        return sorted(order, key=lambda p: (p.eval, p.dataset != own, p.dataset, order[p], p.title))
+
+    def _column(self, place: Place) -> Column:
+        number = next(n for line in self.lines for n in line.numbers(place))
+        title = place.title
+        if place.dataset != self.group.dataset:
+            title += f" on {place.dataset}"
+        if any(p.title == place.title and p.dataset == place.dataset and p != place for p in self.places):
+            title += f" ({place.eval})"
+        return Column(f"{title} {ARROWS[number.better]}", title)
+
+    def _closing(self) -> dict[str, Callable[[Line], Cell]]:
+        """The columns after the numbers."""
+        if not self.places:
+            return {}
+        if self.table == "representation":
+            taps = {"tap": self._tap, "trials": self._trials}
+            return {"beats": self._beats} | taps | {"test n": self._n}
+        rivalled = any(line.rivals for line in self.lines)
+        return ({"beats": self._beats} if rivalled else {}) | {"samples n": self._n}
+
+    # -- cells -----------------------------------------------------------------------------------------------
+
+    def _cells(self, line: Line, closing: Iterable[Callable[[Line], Cell]]) -> list[Cell]:
+        cells = [Cell(line.label, notes=line.notes), Cell(line.seeds)]
+        cells += [self._result(line, place) for place in self.places]
+        cells += [] if self.places else [Cell(line.state or "not evaluated")]
+        return cells + [Cell() if line.state else make(line) for make in closing]
+
+    def _result(self, line: Line, place: Place) -> Cell:
+        if line.state:
+            return Cell(line.state)
+        numbers = line.numbers(place)
+        if not numbers:
+            return Cell()
+        digits = max(n.digits for n in numbers)
+        mean, half = mean_interval([n.value for n in numbers])
+        said = [note for record in line.evals(place) for note in record.notes]
+        said += [n.note for n in numbers if n.note]
+        if len(numbers) < len(line.records):
+            said.append(f"over {len(numbers)} of {len(line.records)} seeds")
+        plain, plain_half = fixed(mean, digits), None if half is None else fixed(half, digits)
+        text = plain if plain_half is None else f"{plain} ± {plain_half}"
+        beaten = any(self._not_better(line, rival, place) for rival in line.rivals.values())
+        return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten)
+
+    def _not_better(self, line: Line, rival: Line, place: Place) -> bool | None:
+        """Whether the line's mean is no better than the rival's; None when they cannot be compared."""
+        mine, theirs = line.mean(place), rival.mean(place)
+        if mine is None or theirs is None:
+            return None
+        higher = line.numbers(place)[0].better == "higher"
+        return not (mine > theirs if higher else mine < theirs)
+
+    def _beats(self, line: Line) -> Cell:
+        beaten, failed = [], []
+        for name, rival in line.rivals.items():
+            verdicts = {p: v for p in self.places if (v := self._not_better(line, rival, p)) is not None}
+            where = [p.title for p, not_better in verdicts.items() if not_better]
+            if where:
+                failed.append(f"≤ {name}" + ("" if len(where) == len(verdicts) else f": {', '.join(where)}"))
+            elif verdicts:
+                beaten.append(name)
+        return Cell("; ".join(failed) or ", ".join(beaten) or MISSING, flag=bool(failed))
+
+    def _tap(self, line: Line) -> Cell:
+        return Cell(per_eval(line.records, lambda r: str(r.chosen["tap"]) if "tap" in r.chosen else None))
+
+    def _trials(self, line: Line) -> Cell:
+        return Cell(per_eval(line.records, lambda record: str(record.trials)))
+
+    def _n(self, line: Line) -> Cell:
+        found = {str(n.n) for place in self.places for n in line.numbers(place)}
+        return Cell(", ".join(sorted(found, key=int)) or MISSING)
+
+    def _pictures(self) -> Iterable[Picture]:
+        for line in self.lines if self.table == "generation" else []:
+            for record in (r for seed in line.records for r in seed.values() if line.kind != "untrained"):
+                seed = f", seed {record.cell.seed}" if record.cell else ""
+                for name in record.pictures:
+                    yield Picture(line.label + seed, (folder(record) / name).as_posix())
+
+
+def folder(record: EvalRecord) -> Path:
+    """Where the record lies, seen from the folder of the tables."""
+    study = Study(Path(".."))
+    if record.reference is not None:
+        return study.reference(record.dataset, record.reference)
+    return study.run(record.key or "").evals(record.share or 0.0)

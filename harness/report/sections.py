@@ -1,0 +1,194 @@
+"""Which rows may stand together: records sorted into trials, trials into sections of equal conditions.
+
+A condition is what must agree for numbers to be comparable: device, data revision, an eval's protocol
+version, the count of test images or samples (design.md, "Honest evaluation"). Trials that disagree go to two
+sections.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from harness.budget import parse_budget
+from harness.errors import HarnessError
+from harness.method import SIZES
+from harness.records import Cell, EvalRecord, RunRecord
+from harness.report.format import MISSING
+
+Conditions = dict[tuple[str, str], str]  # (what, of which) -> value
+Records = dict[tuple[str, str], EvalRecord]  # (eval, data set) -> the newest full record
+
+
+@dataclass
+class Trial:
+    """A run with everything that was evaluated of it."""
+
+    run: RunRecord
+    final: Records = field(default_factory=dict)
+    untrained: Records = field(default_factory=dict)
+    evals: list[EvalRecord] = field(default_factory=list)  # all of them, the cheap ones too
+
+    @property
+    def finished(self) -> bool:
+        return self.run.state == "finished"
+
+
+@dataclass
+class Group:
+    """Trials under equal conditions."""
+
+    dataset: str
+    size: str
+    budget: str
+    conditions: Conditions
+    trials: list[Trial]
+    apart: list[str] = field(default_factory=list)  # conditions in which a sibling group differs
+
+    @property
+    def heading(self) -> str:
+        return " · ".join([self.dataset, self.size, self.budget, *self.apart])
+
+    def methods(self) -> list[list[Trial]]:
+        """Trials that differ in the seed only, in a fixed order."""
+        found: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+        for trial in sorted(self.trials, key=lambda t: _order(t.run)):
+            found[trial.run.cell.method, repr(settings(trial.run))].append(trial)
+        return [found[key] for key in sorted(found)]
+
+
+def gather(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> tuple[list[Trial], list[EvalRecord], list[str]]:
+    """Trials, reference records, and the keys of evals whose run is not among `runs`; each in fixed order."""
+    trials = {run.key: Trial(run) for run in sorted(runs, key=_order)}
+    references: dict[tuple[str, str, str], EvalRecord] = {}
+    strays = set()
+    for record in sorted(evals, key=_age):  # a newer record takes the place of an older one
+        place = (record.eval, record.dataset)
+        if record.reference is not None:
+            if not record.cheap:
+                references[record.reference, *place] = record
+            continue
+        if record.key not in trials:
+            strays.add(record.key or "without a key")
+            continue
+        trial = trials[record.key]
+        trial.evals.append(record)
+        if not record.cheap and record.share in (0.0, 1.0):
+            (trial.final if record.share else trial.untrained)[place] = record
+    return list(trials.values()), [references[key] for key in sorted(references)], sorted(strays)
+
+
+def split(trials: Iterable[Trial], conditions: Callable[[Trial], Conditions]) -> list[Group]:
+    """Groups per data set, size and budget, and apart wherever the conditions of two trials disagree."""
+    blocks: dict[tuple[str, str, str], list[Group]] = {}
+    measured = {trial.run.key: conditions(trial) for trial in trials}
+    # The trials that state most come first, so that one that states little (a crashed run) joins the others.
+    for trial in sorted(trials, key=lambda t: (-len(measured[t.run.key]), _order(t.run))):
+        cell, mine = trial.run.cell, measured[trial.run.key]
+        place = (cell.dataset, cell.size, cell.budget)
+        groups = blocks.setdefault(place, [])
+        fitting = [g for g in groups if not differences(mine, g.conditions)]
+        if len(fitting) > 1:  # beside the method's other seeds rather than apart from them
+            fitting.sort(key=lambda g: all(t.run.cell.method != cell.method for t in g.trials))
+        if not fitting:
+            groups.append(Group(*place, {}, []))
+            fitting = groups[-1:]
+        fitting[0].conditions.update(mine)
+        fitting[0].trials.append(trial)
+    for groups in blocks.values():
+        _name_apart(groups)
+    ordered = sorted(blocks, key=lambda place: (place[0], _size_rank(place[1]), _budget_rank(place[2])))
+    return [group for place in ordered for group in sorted(blocks[place], key=lambda g: g.apart)]
+
+
+def of_run(run: RunRecord) -> Conditions:
+    found = {("data revision", run.cell.dataset): run.data_revision}
+    if run.environment:
+        found["device", ""] = device(run)
+    return found
+
+
+def of_eval(record: EvalRecord, table: str) -> Conditions:
+    """The conditions of the record's numbers in that table; none when it has none there."""
+    counts = {("n", number.title): str(number.n) for number in record.numbers.values() if number.table == table}
+    if not counts:
+        return {}
+    own = {
+        ("data revision", record.dataset): record.data_revision,
+        ("protocol", record.eval): str(record.protocol),
+    }
+    return own | counts
+
+
+def of_trial(trial: Trial, table: str) -> Conditions:
+    """The conditions of the run, its final evals, its untrained ones; where they disagree the first counts."""
+    found = of_run(trial.run)
+    for record in [*trial.final.values(), *trial.untrained.values()]:
+        found = of_eval(record, table) | found
+    return found
+
+
+def differences(mine: Mapping[tuple[str, str], str], theirs: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:
+    return sorted(key for key in mine if theirs.get(key, mine[key]) != mine[key])
+
+
+def describe(key: tuple[str, str], value: str) -> str:
+    what, of = key
+    if what == "n":
+        return f"n {value} ({of})"
+    if what == "data revision":
+        return f"{of} {what} {value[:12]}"  # a digest; its head tells revisions apart
+    return value if what == "device" else f"{of} {what} {value}"
+
+
+def device(run: RunRecord) -> str:
+    env = run.environment
+    return f"{env.devices} × {env.device}, {env.cpu_threads} CPU threads" if env else ""
+
+
+def settings(run: RunRecord) -> dict[str, object]:
+    """What makes two runs of a method a different row: its config and training settings, but not the seed."""
+    flat = {f"{run.cell.method}.{k}": v for k, v in run.config.items()}
+    flat |= {f"train.{k}": v for k, v in run.train.items()}
+    return {key: flat[key] for key in sorted(flat) if not key.endswith(".seed")}
+
+
+def label(trial: Trial, group: Group, titles: Mapping[str, str]) -> str:
+    """The method's title, and the settings in which it differs from its other rows of the group."""
+    name, mine = trial.run.cell.method, settings(trial.run)
+    others = [settings(t.run) for t in group.trials if t.run.cell.method == name]
+    keys = sorted({key for other in others for key in other.keys() | mine.keys()})
+    absent = object()
+    differing = [key for key in keys if any(o.get(key, absent) != mine.get(key, absent) for o in others)]
+    words = ", ".join(f"{key}={mine.get(key, MISSING)}" for key in differing)
+    title = titles.get(name, name)
+    return f"{title} ({words})" if words else title
+
+
+def _name_apart(groups: list[Group]) -> None:
+    keys = sorted({key for g in groups for h in groups for key in differences(g.conditions, h.conditions)})
+    for group in groups:
+        group.apart = [describe(key, group.conditions[key]) for key in keys if key in group.conditions]
+
+
+def _order(run: RunRecord) -> tuple[object, ...]:
+    cell: Cell = run.cell
+    return (cell.method, cell.dataset, _size_rank(cell.size), _budget_rank(cell.budget), cell.seed, run.key)
+
+
+def _age(record: EvalRecord) -> tuple[object, ...]:
+    opened = max((entry.at for entry in record.test_opened), default="")
+    return (record.eval, record.protocol, opened, record.model_dump_json())
+
+
+def _size_rank(size: str) -> tuple[int, str]:
+    return (SIZES.index(size) if size in SIZES else len(SIZES), size)
+
+
+def _budget_rank(text: str) -> tuple[str, float, str]:
+    try:
+        budget = parse_budget(text)
+    except HarnessError:  # a record of a unit that this version does not know still has its place in a table
+        return ("", 0.0, text)
+    return (budget.reads, budget.limit, text)

@@ -1,0 +1,143 @@
+"""Where each run of a study stands: its record and the last line of its log."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.budget import parse_budget
+from harness.errors import HarnessError
+from harness.records import Cell, RunRecord, State
+from harness.report import format as fmt
+from harness.store import Study
+
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
+TAIL_BYTES = 1 << 16
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "diverged": "red",
+    "failed": "red",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run. `share` and the rest of the log's words are None before its first line."""
+
+    key: str
+    cell: Cell
+    state: State
+    share: float
+    spent: str  # in the budget's unit
+    attempts: int
+    message: str | None
+    step: int | None = None
+    loss: float | None = None
+    img_s: float | None = None
+    age_s: float | None = None  # of the last log line
+
+
+def rows(study: Study, now: datetime | None = None) -> list[Status]:
+    """Every run of the study, by cell."""
+    now = now or datetime.now(UTC)
+    found = [_status(run, _last_line(study.run(run.key).log), now) for run in study.runs()]
+    return sorted(found, key=lambda s: (*s.cell.model_dump().values(), s.key))
+
+
+def _status(run: RunRecord, last: dict[str, Any], now: datetime) -> Status:
+    # The log is written every few seconds, the record when the state changes: while it runs, the log knows more.
+    share = last.get("share") if run.state == "running" else None
+    share = run.spend.share if share is None else float(share)
+    return Status(
+        run.key,
+        run.cell,
+        run.state,
+        share,
+        _spent(run.cell.budget, share),
+        run.attempts,
+        run.message,
+        last.get("step"),
+        last.get("loss"),
+        last.get("img_s"),
+        _age_s(last.get("at"), now),
+    )
+
+
+def _spent(text: str, share: float) -> str:
+    try:
+        budget = parse_budget(text)
+    except HarnessError:  # a unit that this version does not know: the share still says it
+        return fmt.MISSING
+    return f"{fmt.significant(budget.amount * share)}{budget.unit}"
+
+
+def _age_s(at: str | None, now: datetime) -> float | None:
+    try:
+        moment = datetime.fromisoformat(at or "")
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (now - moment).total_seconds()
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a log, or {}: a run that was killed or is writing now may leave half a line."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            return entry
+    return {}
+
+
+def grid(found: list[Status]) -> Grid:
+    """The states as a table for rich."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    table = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold")  # the key spells the cell
+    table.add_column("state")
+    for name in ("share", "spent", "tries"):
+        table.add_column(name, justify="right")
+    table.add_column("last word", overflow="fold")
+    for status in found:
+        state = Text(status.state, style=COLOURS.get(status.state, ""))
+        share, spent = f"{100 * status.share:.1f}%", f"{status.spent} of {status.cell.budget}"
+        table.add_row(Text(status.key), state, share, spent, str(status.attempts), Text(_said(status)))
+    return table
+
+
+def show(study: Study) -> None:
+    """Print where each run of the study stands."""
+    from rich.console import Console
+
+    Console().print(grid(rows(study)))
+
+
+def _said(status: Status) -> str:
+    if status.message:
+        return status.message
+    words = [f"loss {fmt.significant(status.loss)}"] if isinstance(status.loss, float) else []
+    words += [f"{fmt.significant(status.img_s)} img/s"] if isinstance(status.img_s, float | int) else []
+    if status.state == "running":
+        words += [f"{fmt.age(status.age_s)} ago"] if status.age_s is not None else ["no log yet"]
+    return ", ".join(words) or fmt.MISSING

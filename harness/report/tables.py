@@ -1,0 +1,67 @@
+"""Records to tables: representation, generation, wall-clock. A pure function, blind to the records' order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.files import write_atomic
+from harness.records import EvalRecord, RunRecord
+from harness.report import clock, results
+from harness.report.layout import Section, Table
+from harness.report.sections import gather
+from harness.store import Study
+
+SEEDS = "± is the half-width of the 95 % t-interval over seeds."
+ABSENT = "— was not measured."
+REPRESENTATION = (
+    "Frozen features on the test part; tap and settings are chosen on the select part. “≤” marks a method "
+    f"that is no better than its own untrained network or than raw pixels. {SEEDS} {ABSENT}"
+)
+GENERATION = (
+    f"Samples drawn with the weights that gave the features; “real images” are real against real. {SEEDS} {ABSENT}"
+)
+WALL_CLOCK = (
+    "Means over seeds; spend against budget from the lowest seed to the highest. Only accounts marked as "
+    f"charged count against the budget; untrained networks and references show what their evals took. {ABSENT}"
+)
+
+
+def build(
+    runs: Iterable[RunRecord], evals: Iterable[EvalRecord], titles: Mapping[str, str] | None = None
+) -> list[Table]:
+    """The three tables; `titles` are the methods' names for print, their plain names by default.
+
+    Rows stand in one section only when device, data revision, protocol versions and counts of images agree.
+    """
+    trials, references, strays = gather(runs, evals)
+    titles = titles or {}
+    left_out = f"Left out: evals of runs that have no record ({', '.join(strays)})." if strays else ""
+    tables = [
+        ("Representation", REPRESENTATION, results.sections("representation", trials, references, titles)),
+        ("Generation", GENERATION, results.sections("generation", trials, references, titles)),
+        ("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)),
+    ]
+    return [_table(title, caption, sections, left_out) for title, caption, sections in tables]
+
+
+def of_study(study: Study, titles: Mapping[str, str] | None = None) -> list[Table]:
+    return build(study.runs(), study.evals(), titles)
+
+
+def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Path]:
+    """Write the study's tables in every format, each file in one step; returns the files."""
+    from harness.report.render import FORMATS, render
+
+    tables = of_study(study, titles)
+    paths = []
+    for name in FORMATS:
+        path = study.tables() / f"tables.{name}"
+        write_atomic(path, render(tables, name))
+        paths.append(path)
+    return paths
+
+
+def _table(title: str, caption: str, sections: tuple[Section, ...], left_out: str) -> Table:
+    said = f"{caption} {left_out}".rstrip()
+    return Table(title, said, sections, tall=title == "Wall-clock")
