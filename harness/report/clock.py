@@ -142,8 +142,11 @@ def _account(name: str, lines: Sequence[Line]) -> tuple[Column, Make]:
 
 
 def _spent(line: Line) -> Cell:
-    """The share of the budget, lowest to highest where the seeds differ: a mean could hide an overspend."""
-    shares = [100 * run.spend.share for run in line.runs]
+    """The share of the budget, lowest to highest where the seeds differ: a mean could hide an overspend.
+
+    A run that has booked nothing yet has no meter to read: that is missing, not 0.
+    """
+    shares = [100 * run.spend.share for run in line.runs if run.ledger]
     texts = [fmt.fixed(share, 1) for share in sorted(shares)]
     return Cell("–".join(dict.fromkeys([texts[0], texts[-1]]))) if texts else Cell()
 
@@ -167,7 +170,7 @@ def _measures(lines: Sequence[Line]) -> list[tuple[Column, Make]]:
     costs = [run.cost for line in lines for run in line.runs if run.cost]
     chosen = always + [entry for entry in reported if any(entry[2](cost) is not None for cost in costs)]
     made = [(Column(title, plain or None), _measure(_of_cost(get), show)) for title, plain, get, show in chosen]
-    seen = (Column("images seen"), _measure(lambda run: run.spend.img, fmt.count))
+    seen = (Column("images seen"), _measure(lambda run: run.spend.img if run.ledger else None, fmt.count))
     return [*made[:6], seen, *made[6:]]
 
 

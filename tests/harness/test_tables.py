@@ -423,6 +423,13 @@ def test_wall_clock_columns() -> None:
     assert "borrowed: tiny VAE, 2.45 M parameters; its cost elsewhere: not stated" in loan
 
 
+def test_a_run_that_has_booked_nothing_has_no_spend_rather_than_0() -> None:
+    run = made_run("umd", 0, state="running", spend=Spend(), ledger={}, cost=None)
+    row = cells(table("Wall-clock", [run], []), "umd, seed 0")
+    assert row["state"] == "running"
+    assert {row["spent of budget, %"], row["images seen"], row["train (charged), s"]} == {"—"}
+
+
 def test_a_long_account_has_one_unit_for_its_column() -> None:
     runs = [made_run("umd", 0, ledger={"train": 36_000.0}), made_run("mae", 0, ledger={"train": 90.0})]
     made = table("Wall-clock", runs, [])
