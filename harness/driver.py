@@ -93,7 +93,7 @@ def evaluate_study(
         display.start([job.label for job in todo])
         try:
             for job in todo:
-                record = store.read(place.run(job.key).record)
+                record = store.read_as(RunRecord, place.run(job.key).record)
                 if record.state == "finished":
                     evaluate_run(job, study, place, display)
                 display.done(job.label, _state_line(record))
@@ -110,7 +110,7 @@ def _references(todo: list[Job], study: Study, place: store.Study, display: Disp
 def _bring_to_end(job: Job, study: Study, place: store.Study, display: Display, stopper: Stopper) -> None:
     """One cell, pre-trained and evaluated."""
     folder = place.run(job.key)
-    record = store.read(folder.record) if folder.record.exists() else None
+    record = store.read_as(RunRecord, folder.record) if folder.record.exists() else None
     try:
         if record is None or record.state not in ENDED:
             record = pretrain_run(job, folder, record, display, stopper)
@@ -137,7 +137,7 @@ def _record_failure(job: Job, folder: store.RunFolder, error: Exception) -> None
     write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
     if not folder.record.exists():
         return
-    record = store.read(folder.record)
-    if isinstance(record, RunRecord) and record.state not in ENDED:
+    record = store.read_as(RunRecord, folder.record)
+    if record.state not in ENDED:
         failed = {"state": "failed", "message": f"{type(error).__name__}: {error}"}
         store.write(folder.record, record.model_copy(update=failed))

@@ -35,8 +35,7 @@ def _standing(place: store.Study, job: Job) -> tuple[str, float]:
     path = place.run(job.key).record
     if not path.exists():
         return "missing", 0.0
-    record = store.read(path)
-    assert isinstance(record, RunRecord), path
+    record = store.read_as(RunRecord, path)
     return record.state, min(1.0, record.spend.share)
 
 

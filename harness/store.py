@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.records import EvalRecord, Record, RunRecord, StudyRecord
 
+T = TypeVar("T", RunRecord, EvalRecord)
 _RECORD: TypeAdapter[RunRecord | EvalRecord] = TypeAdapter(Record)
 
 
@@ -44,6 +45,14 @@ def read(path: Path) -> RunRecord | EvalRecord:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the record"
         raise _unreadable(path, f"does not fit the schema: {field}: {first['msg']}") from None
+
+
+def read_as(kind: type[T], path: Path) -> T:
+    """`read`, for a place where only one kind of record belongs."""
+    record = read(path)
+    if not isinstance(record, kind):
+        raise _unreadable(path, f"is of the kind {record.kind!r}, which does not belong there")
+    return record
 
 
 def _unreadable(path: Path, why: str) -> HarnessError:
@@ -101,13 +110,9 @@ class Study:
 
     def runs(self) -> Iterator[RunRecord]:
         for path in sorted(self.path.glob("runs/*/run.json")):
-            record = read(path)
-            assert isinstance(record, RunRecord), path
-            yield record
+            yield read_as(RunRecord, path)
 
     def evals(self) -> Iterator[EvalRecord]:
         for pattern in ("runs/*/evals/*/*.json", "references/*/*/*.json"):
             for path in sorted(self.path.glob(pattern)):
-                record = read(path)
-                assert isinstance(record, EvalRecord), path
-                yield record
+                yield read_as(EvalRecord, path)
