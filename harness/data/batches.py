@@ -1,0 +1,101 @@
+"""The fit part as an endless row of batches; batch number `step` is a pure function of (seed, step).
+
+Epoch e is the permutation keyed by ("order", e), and batches run on across the border of epochs, so that every image
+is seen once an epoch whatever the batch size. With no state there is nothing to save: resuming is asking for the next
+step (design.md, "Randomness and resume").
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.data.augment import Boxes, draw, resample
+from harness.data.dataset import Part
+from harness.data.pixels import to_float
+from harness.errors import HarnessError
+from harness.method import Augment, Batch
+from harness.rng import Rng
+
+DEVICE_SHARE = 0.4  # of a device's free memory that images may fill; beyond it they stay in host memory
+
+
+class Batches:
+    """Batches of `part`, augmented on `device`; of cached `latents` [V, n, ...] (V views), where they are given.
+
+    `share` = (rank, ranks) gives this process its slice of every batch. Draws are made for the whole batch first, so
+    what an image looks like does not depend on how many processes there are.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch_size: int,
+        rng: Rng,
+        augment: Augment,
+        mirror: bool,
+        latents: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        if batch_size < 1 or batch_size % share[1]:
+            raise HarnessError(f"batch size {batch_size}", f"at least 1, and a multiple of {share[1]} processes")
+        if latents is not None and latents.shape[1] != len(part):
+            raise HarnessError(f"latents of {latents.shape[1]} images", f"{len(part)}, as many as the part has")
+        self.part, self.batch_size, self.augment, self.mirror = part, batch_size, augment, mirror
+        self.device = torch.device(device)
+        self.rng = rng.to("cpu")  # one order on every device
+        self.latents = latents
+        self.images = part.images if latents is not None else _resident(part.images, self.device)
+        size = batch_size // share[1]
+        self._mine = slice(share[0] * size, (share[0] + 1) * size)
+        self._orders: dict[int, Tensor] = {}
+
+    def epoch_of(self, step: int) -> float:
+        """How often every image has been seen before `step`."""
+        return step * self.batch_size / len(self.part)
+
+    def positions(self, step: int) -> Tensor:
+        """Which images of the part make up the whole batch, int64 [B] on the CPU."""
+        n, place, left, pieces = len(self.part), step * self.batch_size, self.batch_size, []
+        while left:
+            epoch, first = divmod(place, n)
+            pieces.append(self._order(epoch)[first : first + left])
+            place, left = place + len(pieces[-1]), left - len(pieces[-1])
+        return torch.cat(pieces)
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = self.rng.at("order").permutation(epoch, len(self.part))
+        return self._orders[epoch]
+
+    def at(self, step: int) -> Batch:
+        """This process's slice of batch `step`."""
+        positions = self.positions(step)
+        if self.latents is not None:
+            views = self.rng.at("view").integers(step, len(self.latents), (self.batch_size,))
+            where = (views[self._mine].to(self.latents.device), positions[self._mine].to(self.latents.device))
+            return Batch(None, self.latents[where].to(self.device, non_blocking=True))
+        images = to_float(_gather(self.images, positions[self._mine], self.device))
+        boxes = self._boxes(step)
+        return Batch(images if boxes is None else resample(images, boxes, self.augment.interpolation))
+
+    def _boxes(self, step: int) -> Boxes | None:
+        rng = self.rng.at("augment", step).to(self.device)
+        boxes = draw(self.batch_size, self.images.shape[-1], self.augment, self.mirror, rng)
+        return None if boxes is None else Boxes(*(x[self._mine] for x in boxes))
+
+
+def _resident(images: Tensor, device: torch.device) -> Tensor:
+    """The images on the device where they fit beside the network, else where they are."""
+    if device.type != "cuda" or images.nbytes > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return images.to(device)
+
+
+def _gather(images: Tensor, positions: Tensor, device: torch.device) -> Tensor:
+    if images.device.type == device.type:
+        return images[positions.to(images.device)]
+    chosen = images[positions]
+    return (chosen.pin_memory() if device.type == "cuda" else chosen).to(device, non_blocking=True)

@@ -1,0 +1,131 @@
+"""A data set as the harness uses it: a part to fit, a part to choose on, and a test part behind one door.
+
+Train is divided by a fixed key, independent of the study's seed: methods learn from `fit`; taps, probe rates and other
+choices are made on `select`; `open_test` is the only way to the test images and records every opening (design.md,
+"Honest evaluation"). Images lie as uint8, fit before select, so that all parts are views of one array, which may be
+mapped from disk (cache.py) when it is larger than memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data import arrays, cache, catalog, decode, folder, packed, stored
+from harness.data.catalog import Found
+from harness.data.packed import TEST, TRAIN
+from harness.data.stored import Split
+from harness.method import DataSpec
+from harness.records import TestOpened
+
+SELECT_SHARE = 0.1
+DECODER = 1  # part of the cache's key: raise it when decode.py or the split changes what it yields
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images uint8 [n, C, H, W], labels int64 [n], and where each stood in the original split, int64 [n]."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: Tensor | slice) -> Part:
+        """The images at `index` (positions in this part); a slice gives views."""
+        return Part(self.images[index], self.labels[index], self.index[index])
+
+
+@dataclass
+class Dataset:
+    """See the module's docstring. `revision` names the exact pixels, labels and split."""
+
+    spec: DataSpec
+    title: str
+    revision: str
+    mirror: bool
+    train: Part
+    fit_n: int
+    opened: list[TestOpened] = field(default_factory=list)
+    _test: Split | None = field(default=None, repr=False)
+    _part: Part | None = field(default=None, repr=False)
+
+    @property
+    def fit(self) -> Part:
+        return self.train.subset(slice(0, self.fit_n))
+
+    @property
+    def select(self) -> Part:
+        return self.train.subset(slice(self.fit_n, len(self.train)))
+
+    @property
+    def test_n(self) -> int:
+        assert self._test is not None
+        return len(self._test.labels)
+
+    def open_test(self, by: str) -> Part:
+        """The test part, decoded at the first opening. Every call is recorded in `opened` as done `by` someone."""
+        assert self._test is not None
+        if self._part is None:
+            self._part, _ = _decoded(self._test, np.arange(self.test_n), self.spec)
+        self.opened.append(TestOpened(by=by, at=datetime.now(UTC).isoformat(timespec="seconds")))
+        return self._part
+
+
+def load(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Dataset:
+    """Read a data set by name, see catalog.py; `image_size` other than its own resizes every image once.
+
+    The test images stay closed. Raises HarnessError for data that are missing, damaged, or not what their name says.
+    """
+    found = catalog.resolve(name, data_dir, image_size)
+    train, test = _splits(found)
+    entry = found.entry
+    for part in (train, test):
+        stored.check_labels(part, entry.classes)
+    known = catalog.ENTRIES.get(entry.name)
+    title = entry.title if known and known.size == entry.size else f"{entry.title}, {entry.size} px"
+    spec = DataSpec(entry.name, entry.channels, entry.size, entry.classes)
+    fit, select = stored.hold_out(train.labels, SELECT_SHARE, "select")
+    part, digest = _decoded(train, np.concatenate([fit, select]), spec)
+    revision = _revision(digest, part, len(fit), test, entry.size)
+    return Dataset(spec, title, revision, entry.mirror, part, len(fit), _test=test)
+
+
+def _splits(found: Found) -> tuple[Split, Split]:
+    entry = found.entry
+    read = {"packed": packed.read, "folder": folder.read}.get(entry.source, arrays.read)
+    splits = read(found)
+    if TEST in splits:
+        return splits[TRAIN], splits[TEST]
+    assert entry.holdout is not None, entry.name
+    whole = splits[TRAIN]
+    rest, held = stored.hold_out(whole.labels, entry.holdout, "test")
+    return whole.take(rest), whole.take(held)
+
+
+def _decoded(split: Split, order: np.ndarray, spec: DataSpec) -> tuple[Part, str]:
+    """The split's images in `order`, and the SHA-256 of their pixels."""
+    chosen = split.take(order)
+    shape = (len(order), spec.channels, spec.size, spec.size)
+    positions = hashlib.sha256(chosen.index.tobytes()).hexdigest()
+    key = stored.text_digest([split.key, positions, str(shape), str(DECODER)])[:32]
+    pixels, digest = cache.pixels(
+        key, shape, lambda: decode.chunks(split.open(), chosen.index, spec.channels, spec.size)
+    )
+    return Part(torch.from_numpy(pixels), torch.from_numpy(chosen.labels), torch.from_numpy(chosen.index)), digest
+
+
+def _revision(pixels: str, train: Part, fit_n: int, test: Split, size: int) -> str:
+    """16 hex digits over the train pixels, labels and split, and over the test part as stored, without decoding it."""
+    total = hashlib.sha256(f"{pixels} {fit_n} {test.header} {size}".encode())
+    for numbers in (train.labels.numpy(), train.index.numpy(), test.labels, test.index):
+        total.update(numbers.tobytes())
+    return total.hexdigest()[:16]
