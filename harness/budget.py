@@ -69,7 +69,7 @@ class Budget:
         return Budget(self.amount * share, self.unit)
 
     def __str__(self) -> str:
-        return f"{self.amount:.12g}{self.unit}"
+        return f"{self.amount:.12g}{self.unit}".replace("e+", "e")  # a plus is no part of file names
 
 
 def parse_budget(text: str) -> Budget:
@@ -83,7 +83,9 @@ def parse_budget(text: str) -> Budget:
         amount = float(number)
     except ValueError:
         raise HarnessError(f"cannot read the amount in the budget {text!r}", "a number", EXAMPLE) from None
-    if not math.isfinite(amount) or amount <= 0:
+    if not math.isfinite(amount):
+        raise HarnessError(f"the amount in the budget {text!r} is not finite", "an amount above 0", EXAMPLE)
+    if amount <= 0:
         raise HarnessError(f"the budget {text!r} buys nothing", "an amount above 0", EXAMPLE)
     budget = Budget(amount, unit)
     if budget.is_time and budget.limit > LONGEST_WALL_S:

@@ -30,7 +30,10 @@ def save(folder: Path, step: int, payload: dict[str, Any], keep: int = 2) -> Pat
     torch.save(payload, buffer)
     data = buffer.getvalue()
     path = folder / f"step-{step:09d}-{_digest(data)}.pt"
+    older = [p for p in folder.glob(f"step-{step:09d}-*.pt") if p != path]
     write_atomic(path, data)
+    for stale in older:  # a stage ends and the next begins at one step: the name cannot say which came last
+        stale.unlink(missing_ok=True)
     prune(folder, keep)
     return path
 
@@ -63,13 +66,25 @@ def save_snapshot(folder: Path, share: float, state: dict[str, Tensor]) -> Path:
     """Write the weights that evals read, at a share of the budget; replaces an earlier one of that share."""
     from safetensors.torch import save as to_bytes
 
-    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    data = to_bytes(_apart(state))
     path = folder / f"{share:.4f}-{_digest(data)}.safetensors"
     older = [p for p in folder.glob(f"{share:.4f}-*.safetensors") if p != path]
     write_atomic(path, data)
     for stale in older:
         stale.unlink(missing_ok=True)
     return path
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on CPU, each in memory of its own, which the format asks for: tied weights are written twice."""
+    apart: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in state.items():
+        whole = tensor.detach().cpu().contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if memory in taken else whole
+        taken.add(memory)
+    return apart
 
 
 def find_snapshot(folder: Path, share: float) -> Path | None:

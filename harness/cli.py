@@ -34,7 +34,7 @@ StudyDir = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folde
 RUNS = Path("runs")
 
 
-def _study(words, methods, budget, dataset, size, seeds, evals, name):  # noqa: ANN001, ANN202 (typer's own types)
+def _study(words, methods, budget, dataset, size, seeds, evals, name):
     """The study that a study file, the options and the KEY=VALUE words ask for, in that order of precedence."""
     from harness.config import parse_words
     from harness.study import build, merge, read_file
@@ -145,7 +145,7 @@ def evaluate(
 @app.command()
 def table(
     study: StudyDir,
-    format: Annotated[str, typer.Option(help="md, csv, tex or html.")] = "md",  # noqa: A002 (the flag's name)
+    format: Annotated[str, typer.Option(help="md, csv, tex or html.")] = "md",
 ) -> None:
     """Make the tables from the stored records; equal records give equal bytes.
 

@@ -41,7 +41,8 @@ def override(config: T, values: dict[str, Any], prefix: str = "") -> T:
     try:
         return dataclasses.replace(config, **checked)  # type: ignore[type-var]
     except ValueError as error:
-        label = ", ".join(f"{prefix}.{k}={v!r}" for k, v in checked.items())
+        dotted = f"{prefix}." if prefix else ""
+        label = ", ".join(f"{dotted}{k}={v!r}" for k, v in checked.items())
         raise HarnessError(f"{label}: {error}") from None
 
 

@@ -27,7 +27,7 @@ def duration(seconds: float | None) -> str:
     """`1:05:09`, `5:09`, or a dash when not known."""
     if seconds is None:
         return "–"
-    minutes, s = divmod(round(seconds), 60)
+    minutes, s = divmod(max(0, round(seconds)), 60)  # a run that overspends has nothing left
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
@@ -71,10 +71,10 @@ class Live:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>5.1f} %"),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[what]}", markup=False),  # an error's brackets are no markup
             console=Console(),
             refresh_per_second=4,
         )
@@ -83,7 +83,7 @@ class Live:
     def start(self, labels: list[str]) -> None:
         self._progress.start()
         for label in labels:
-            self._tasks[label] = self._progress.add_task(label, total=1.0, what="queued", start=False)
+            self._tasks[label] = self._progress.add_task(label, total=1.0, what="queued")
 
     def tick(self, label: str, tick: Tick) -> None:
         what = f"{tick.phase}  loss {tick.loss:.4f}  {tick.img_s:,.0f} img/s  {duration(tick.left_s)} left"

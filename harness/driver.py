@@ -50,9 +50,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.close()
 
 
-def run_study(
-    study: Study, out: Path, display: Display, stopper: Stopper, data_dir: Path | None = None
-) -> store.Study:
+def run_study(study: Study, out: Path, display: Display, stopper: Stopper, data_dir: Path | None = None) -> store.Study:
     """Every cell pre-trained and evaluated. Returns the study's folder.
 
     A cell that diverges or fails is recorded as what it is and the others go on.

@@ -59,10 +59,8 @@ def _is_done(path: Path, name: str, config: Any) -> bool:
     """Whether a record of the same settings and protocol is there."""
     if not path.exists():
         return False
-    found = store.read(path)
-    return (
-        isinstance(found, EvalRecord) and found.config == plain(config) and found.protocol == load_eval(name).PROTOCOL
-    )
+    found = store.read_as(EvalRecord, path)
+    return found.config == plain(config) and found.protocol == load_eval(name).PROTOCOL
 
 
 def _load(job: Job, folder: RunFolder, share: float) -> Method:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -28,7 +29,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise explain(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder itself is at fault, the first error says more
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -24,13 +24,13 @@ def show(what: str) -> None:
         console.print()
 
 
-def _table(*columns: str):  # noqa: ANN202 (rich is imported where it is used)
+def _table(*columns: str):
     from rich.table import Table
 
     return Table(*columns, box=None, pad_edge=False, header_style="bold")
 
 
-def _methods():  # noqa: ANN202
+def _methods():
     table, broken = _table("name", "title", "paper", "space", "sampling"), []
     for name in sorted(method_plugins()):
         try:
@@ -43,7 +43,7 @@ def _methods():  # noqa: ANN202
     return table, broken
 
 
-def _evals():  # noqa: ANN202
+def _evals():
     table, broken = _table("name", "title", "protocol", "reads"), []
     for name, plugin in sorted(eval_plugins().items()):
         try:
@@ -55,7 +55,7 @@ def _evals():  # noqa: ANN202
     return table, broken
 
 
-def _data():  # noqa: ANN202
+def _data():
     from harness.data.catalog import ENTRIES
 
     table = _table("name", "title", "images", "size", "classes")
@@ -65,7 +65,7 @@ def _data():  # noqa: ANN202
     return table, ["python -m harness data shows which of them are here"]
 
 
-def _sizes():  # noqa: ANN202
+def _sizes():
     """Parameters of every method at every size, for 32 px colour images."""
     import torch
 

@@ -51,9 +51,10 @@ def method_plugins() -> dict[str, Plugin]:
 
     found = {}
     for root in map(Path, methods.__path__):
-        for card in sorted(root.glob("*/card.toml")):
-            name = card.parent.name
-            found[name] = Plugin("method", name, f"methods.{name}.method", "METHOD", card.parent)
+        for file in sorted(root.glob("*/method.py")):
+            name = file.parent.name
+            # The first of equal names is the one that Python imports.
+            found.setdefault(name, Plugin("method", name, f"methods.{name}.method", "METHOD", file.parent))
     return found | _installed("method", "harness.methods", found)
 
 
@@ -64,7 +65,7 @@ def eval_plugins() -> dict[str, Plugin]:
     found = {}
     for root in map(Path, evals.__path__):
         for file in sorted(root.glob("[!_]*.py")):
-            found[file.stem] = Plugin("eval", file.stem, f"evals.{file.stem}", None, None)
+            found.setdefault(file.stem, Plugin("eval", file.stem, f"evals.{file.stem}", None, None))
     return found | _installed("eval", "harness.evals", found)
 
 
@@ -95,7 +96,18 @@ def find(kind: str, name: str) -> Plugin:
 
 
 def load_method(name: str) -> type[Method]:
-    return find("method", name).load()
+    """The method's class. Raises HarnessError when it cannot be imported or is no method."""
+    from harness.method import Method
+
+    plugin = find("method", name)
+    found = plugin.load()
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise HarnessError(
+            f"{plugin.module}.{plugin.attribute} of the method {name!r} is {found!r}",
+            "a subclass of harness.method.Method",
+            f"mend {plugin.module}; or leave {name!r} out",
+        )
+    return found
 
 
 def load_eval(name: str) -> ModuleType:

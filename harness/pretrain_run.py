@@ -20,7 +20,7 @@ from harness.train.pretraining import Interrupted, Pretraining
 def pretrain_run(
     job: Job, folder: RunFolder, before: RunRecord | None, display: Display, stopper: Stopper
 ) -> RunRecord:
-    """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when asked to stop."""
+    """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when stopped."""
     record = _opening(job, before)
     store.write(folder.record, record)
     machine.forget_peak_memory()
@@ -92,11 +92,13 @@ def _cost(work: Pretraining, method: Method) -> Cost:
     trained = [p for p in method.parameters() if p.requires_grad]
     train_s = work.ledger.snapshot()["train"]
     method.eval()
+    flop_features, parameters_features = flops.feature_cost(method, method.taps()[0], work.rng.to(work.device))
     return Cost(
         parameters=sum(p.numel() for p in trained),
+        parameters_features=parameters_features,
         parameters_frozen=sum(p.numel() for p in method.parameters() if not p.requires_grad),
         flop_train_img=work.flop_per_image.get("train", work.flop_per_image[work.stage.name]),
-        flop_features_img=flops.feature_flop_per_image(method, method.taps()[0], work.rng.to(work.device)),
+        flop_features_img=flop_features,
         img_s=work.train_img / train_s if train_s > 0 else None,
         peak_memory_bytes=machine.peak_memory_bytes(),
         outside_share=work.stage.timing.outside_share(),

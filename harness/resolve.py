@@ -14,7 +14,7 @@ from harness.config import override, plain
 from harness.data.dataset import Dataset, load
 from harness.errors import HarnessError
 from harness.method import INTERFACE, Method
-from harness.plugins import load_eval, load_method
+from harness.plugins import card, load_eval, load_method
 from harness.records import Cell
 from harness.study import Study, slug
 from harness.train.settings import BATCH, TrainConfig
@@ -66,6 +66,7 @@ def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
         budget = parse_budget(cell.budget)
         check_devices(budget, gpus=int(machine.device().type == "cuda"))
         method = load_method(cell.method)
+        card(cell.method)  # its faults, too, come to light before any work
         if cell.size not in method.sizes:
             raise HarnessError(
                 f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run in training saves itself first; anything else stops at once, having written nothing half."""
+"""Ctrl-C and SIGTERM: a run in training saves itself first; anything else stops at once and leaves nothing half."""
 
 from __future__ import annotations
 

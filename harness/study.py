@@ -75,6 +75,8 @@ def build(asked: dict[str, Any]) -> Study:
         raise HarnessError("no budget asked for", "an amount and a unit", "for example: --budget 1min")
     sections = {k: v for k, v in asked.items() if k not in OWN}
     _check_names(asked, sections)
+    # One spelling of a budget, so that `60 min` and `60min` are one cell in one folder.
+    asked["budget"] = tuple(dict.fromkeys(str(parse_budget(text)) for text in asked["budget"]))
     study = Study(methods=asked["methods"], budget=asked["budget"], overrides=sections)
     rest = {k: v for k, v in asked.items() if k in OWN and k not in ("methods", "budget", "train")}
     study = override(study, rest)
