@@ -22,6 +22,7 @@ from harness.rng import Rng
 
 # Shapes: B batch, C channels, S side of the (square) images.
 
+REACH = {"bicubic": 2, "bilinear": 1}  # pixels to either side that an interpolation looks at
 TRIES = 10  # candidates of a crop box before the centre is taken, as in torchvision
 
 
@@ -88,10 +89,8 @@ def _centre_where_none_fits(boxes: Boxes, side: int, spec: Augment) -> Boxes:
 def resample(images: Tensor, boxes: Boxes, interpolation: str) -> Tensor:
     """Each image's box enlarged to the full side, and mirrored: float32 [B, C, S, S]."""
     b, c, _, side = images.shape
-    # Both axes in one pass of the weights: rows first, columns second.
-    start = torch.stack([boxes.top, boxes.left])[:, :, None, None]  # [2, B, 1, 1]
-    length = torch.stack([boxes.height, boxes.width])[:, :, None, None]
-    mirror = torch.stack([torch.zeros_like(boxes.mirror), boxes.mirror])[:, :, None, None]
+    start, length = torch.stack([boxes.top, boxes.left]), torch.stack([boxes.height, boxes.width])
+    mirror = torch.stack([torch.zeros_like(boxes.mirror), boxes.mirror])  # an image is mirrored by its columns
     rows, columns = weights(start, length, mirror, side, interpolation)
     # Autocast would turn the products to half precision, and images with them.
     with torch.autocast(images.device.type, enabled=False):
@@ -100,16 +99,25 @@ def resample(images: Tensor, boxes: Boxes, interpolation: str) -> Tensor:
 
 
 def weights(start: Tensor, length: Tensor, mirror: Tensor, side: int, interpolation: str) -> Tensor:
-    """Share of input pixel j in output pixel i: [..., S (i), S (j)] of boxes [..., 1, 1]. Rows sum to 1.
+    """Share of input pixel j in output pixel i: [..., S (i), S (j)] of boxes [...]. Rows sum to 1.
 
-    Pixels outside the box weigh nothing: the crop knows nothing of what surrounds it.
+    Pixels outside the box weigh nothing: the crop knows nothing of what surrounds it. Only the few taps that an output
+    pixel reaches are computed, and scattered into zeros.
     """
+    if interpolation not in REACH:
+        raise HarnessError(f"unknown interpolation {interpolation!r}", " or ".join(REACH))
+    reach = REACH[interpolation]
+    start, length = start[..., None, None], length[..., None, None]
     place = torch.arange(side, dtype=torch.float32, device=start.device)
-    i = torch.where(mirror, side - 1 - place[:, None], place[:, None])
+    i = torch.where(mirror[..., None], side - 1 - place, place)[..., None]  # [..., S, 1]
     centre = start + (i + 0.5) * (length / side) - 0.5
-    kernel = _kernel(interpolation, (centre - place).abs_())
-    kernel *= (place >= start) & (place < start + length)
-    return kernel.div_(kernel.sum(-1, keepdim=True))
+    taps = centre.floor() + torch.arange(1 - reach, reach + 1, device=start.device)  # [..., S, 2 reach]
+    kernel = _kernel(interpolation, (centre - taps).abs_())
+    kernel *= (taps >= start) & (taps < start + length)
+    kernel /= kernel.sum(-1, keepdim=True)
+    # Room on both sides for taps beyond the image, whose weight is zero.
+    whole = torch.zeros(*kernel.shape[:-1], side + 2 * reach, device=start.device)
+    return whole.scatter_(-1, taps.long() + reach, kernel)[..., reach : reach + side]
 
 
 def _kernel(interpolation: str, distance: Tensor) -> Tensor:
@@ -117,8 +125,6 @@ def _kernel(interpolation: str, distance: Tensor) -> Tensor:
     near = (1 - distance).clamp_(min=0)
     if interpolation == "bilinear":
         return near
-    if interpolation != "bicubic":
-        raise HarnessError(f"unknown interpolation {interpolation!r}", "bicubic or bilinear")
     # Keys (1981) with a = -0.5, its two cubic pieces written as products that vanish outside their range:
     # (2d - 1) (1 - d)^2 for d < 1, plus (1 - d) (2 - d)^2 / 2 for d < 2.
     far = (2 - distance).clamp_(min=0).square_().mul_(1 - distance)
