@@ -74,9 +74,7 @@ class AdaLNBlocks(nn.ModuleList):
         return x, seen
 
 
-def sinusoid(
-    time: Tensor, width: int, dtype: torch.dtype, ends: bool = True, cos_first: bool = False
-) -> Tensor:
+def sinusoid(time: Tensor, width: int, dtype: torch.dtype, ends: bool = True, cos_first: bool = False) -> Tensor:
     """The code [B, width] of `time` [B]: sines then cosines, frequencies from 1 down to 1/10000.
 
     `ends`: the last frequency is 1/10000 itself (UMD divides by half - 1); without, it is the one before

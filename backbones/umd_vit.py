@@ -53,9 +53,7 @@ class UmdVit(nn.Module):
     ) -> None:
         super().__init__()
         if image % patch:
-            raise HarnessError(
-                f"patches of {patch} px do not cut {image} px evenly", "a patch that divides the image"
-            )
+            raise HarnessError(f"patches of {patch} px do not cut {image} px evenly", "a patch that divides the image")
         self.patch, self.width, self.classes, self.channels = patch, width, classes, channels
         self.tokens = (image // patch) ** 2
         pixels = patch * patch * channels
@@ -88,9 +86,7 @@ class UmdVit(nn.Module):
             code = code + self.label_mlp(self.label_table(labels))
         return F.silu(code)
 
-    def encode(
-        self, images: Tensor, cond: Tensor, drop: Drop | None = None, look: tuple[int, ...] = ()
-    ) -> Encoded:
+    def encode(self, images: Tensor, cond: Tensor, drop: Drop | None = None, look: tuple[int, ...] = ()) -> Encoded:
         """What the encoder makes of `images` [B, C, H, W], seeing the kept patches (all without `drop`)."""
         x = patchify(images, self.patch)
         if drop is None:

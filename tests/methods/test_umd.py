@@ -281,7 +281,7 @@ def test_every_recipe_builds(size, data):
 
 def test_config_defaults_are_the_papers_b4_at_64():
     assert Umd.recipe("b", DataSpec("imagenet64", 3, 64, 1000)) == Config()
-    assert Umd(replace(small().config), DIGITS).optim(1024).lr_peak == pytest.approx(2e-3 * 4)
+    assert small().optim(128).lr_peak == pytest.approx(2e-3)
     assert Config().lr_base * 1024 / 256 == pytest.approx(6e-4)
 
 
