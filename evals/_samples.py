@@ -1,0 +1,77 @@
+"""Drawing samples in keyed chunks, and showing the first of them as one picture."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.data.pixels import to_uint8
+from harness.errors import HarnessError
+from harness.files import write_atomic
+
+if TYPE_CHECKING:
+    from harness.evaluation import Context
+
+# Shapes: n samples, C channels, H height, W width, D feature width.
+
+
+class Drawn(NamedTuple):
+    """What is kept of n samples; the images themselves would not fit at 50,000 large ones."""
+
+    features: Tensor  # [n, D]
+    first: Tensor  # uint8 [at most `shown`, C, H, W]
+    distinct: int  # how many of the n images differ; collapse and copies show here
+
+
+def draw(
+    context: Context, n: int, chunk: int, steps: int | None, shown: int, features: Callable[[Tensor], Tensor]
+) -> Drawn:
+    """`n` samples, `chunk` at a time, each chunk keyed by the index of its first sample."""
+    rows, first, seen = [], [], set()
+    for start in range(0, n, chunk):
+        with context.ledger.account("sample"):
+            images = _chunk(context, start, min(chunk, n - start), steps)
+        rows.append(features(images))
+        seen |= {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images}
+        first.append(images[: max(0, shown - start)])
+    return Drawn(torch.cat(rows), torch.cat(first), len(seen))
+
+
+def _chunk(context: Context, start: int, n: int, steps: int | None) -> Tensor:
+    """Samples `start` to `start + n` as uint8 [n, C, H, W]. Raises HarnessError for too few, odd or broken ones."""
+    with torch.no_grad(), context.autocast():
+        images = context.method.sample(n, context.rng.at("sample", start), steps=steps)
+    spec, name = context.data.spec, type(context.method).__name__
+    expected = [n, spec.channels, spec.size, spec.size]
+    if list(images.shape) != expected:
+        raise HarnessError(f"{name}.sample gave {list(images.shape)}", f"{expected}, values in [-1, 1]")
+    if not torch.isfinite(images).all():
+        raise HarnessError(
+            f"samples of {name} are not finite",
+            "finite images; the training may have diverged",
+            "look at the loss in the run's log.jsonl, or sample in fp32",
+        )
+    return to_uint8(images).cpu()
+
+
+def write_picture(path: Path, images: Tensor, side: int, least_px: int = 64) -> None:
+    """A grid of `images` uint8 [n, C, H, W] as PNG, each enlarged by a whole factor to at least `least_px`."""
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    factor = max(1, -(-least_px // height))
+    rows = -(-n // side)
+    blank = torch.zeros(rows * side - n, channels, height, width, dtype=torch.uint8)
+    tiles = torch.cat([images, blank]).view(rows, side, channels, height, width)
+    canvas = tiles.permute(0, 3, 1, 4, 2).reshape(rows * height, side * width, channels)
+    canvas = canvas.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
+    picture = Image.fromarray(canvas.squeeze(2).numpy() if channels == 1 else canvas.numpy())
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,16 @@
+"""The evaluation protocol: what an eval may see of a checkpoint and of the data, and the record it leaves.
+
+An eval is a module `evals/<name>.py` (or an entry point in the group `harness.evals`) with
+
+    TITLE, PROTOCOL, NEEDS      a title, the version of its rule, and the verb it needs: "features" or "sample"
+    Config, recipe(size)        its settings as a frozen dataclass, and their values for a size
+    evaluate(context, config)   -> Outcome, or None where it does not run (a snapshot it is too dear for)
+
+Evals import heavy libraries inside their functions, because `harness list` reads their titles.
+"""
+
+from harness.evaluation.choose import Choice
+from harness.evaluation.context import Context
+from harness.evaluation.record import Outcome, Subject, can, evaluate
+
+__all__ = ["Choice", "Context", "Outcome", "Subject", "can", "evaluate"]

@@ -1,0 +1,139 @@
+"""What an eval may see: one checkpoint, the parts of the data, and the door to the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from harness.errors import HarnessError
+from harness.evaluation.choose import FIT_IMAGES, Choice, best, ridge_top1
+from harness.evaluation.features import Features, Images
+from harness.ledger import Ledger
+from harness.method import Method, Tap
+from harness.rng import Rng
+
+if TYPE_CHECKING:
+    from harness.data.dataset import Dataset, Part
+
+PartName = Literal["fit", "select", "train", "test"]
+
+CHEAP = {"fit": 5_000, "select": 1_000, "test": 2_000}  # images at most, on snapshots; a distance's reference is all
+
+
+class Context:
+    """One checkpoint under evaluation; all its evals share one context, and so one extraction of features.
+
+    Everything chosen is chosen inside `choosing()`, on the fit and select parts; the test part comes through
+    `open_test()` only, after which nothing can be chosen by the eval that opened it.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Dataset,
+        rng: Rng,
+        *,
+        pictures: Path,
+        cache: Path,
+        device: torch.device | str = "cpu",
+        cheap: bool = False,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        ledger: Ledger | None = None,
+    ) -> None:
+        if method.training:
+            raise ValueError("the method is in training mode; call .eval() before evaluating it")
+        self.method, self.data, self.rng = method, data, rng.to(device)
+        self.pictures, self.cache = pictures, cache
+        self.device, self.cheap, self.precision = torch.device(device), cheap, precision
+        self.ledger = ledger or Ledger()
+        self._by = "nobody"
+        self._open: Images | None = None
+        self._parts: dict[str, Images] = {}
+        self._choices: dict[int, Choice] = {}
+        self._features = Features(method, self.rng, self.autocast)
+
+    def begin(self, by: str) -> None:
+        """A new eval starts; `by` is the name under which it opens the test split."""
+        self._by, self._open = by, None
+
+    # -- data ---------------------------------------------------------------------------------------------------
+
+    def part(self, name: PartName) -> Images:
+        """A part of the data in a fixed random order, a fixed subset of it when the context is cheap."""
+        if name == "test":
+            return self.open_test()
+        if name not in self._parts:
+            self._parts[name] = self._ordered(name, getattr(self.data, name))
+        return self._parts[name]
+
+    def open_test(self) -> Images:
+        """The test part. The first call of each eval goes through the data set's door, which records it."""
+        if self._open is None:
+            self._open = self._ordered("test", self.data.open_test(by=self._by))
+        return self._open
+
+    def labels(self, part: PartName, limit: int | None = None) -> Tensor:
+        """int64 [n], in the order of `features`."""
+        return self.part(part).first(limit).labels
+
+    def _ordered(self, name: str, part: Part) -> Images:
+        # The key is fixed and not the run's: every method and seed sees the same subset in the same order.
+        order = Rng(0).at("evaluation", name).permutation("order", len(part.labels))
+        limit = CHEAP.get(name) if self.cheap else None
+        return Images(part.images, part.labels, order[:limit], self.device)
+
+    # -- features -----------------------------------------------------------------------------------------------
+
+    def features(self, taps: Sequence[Tap], part: PartName, limit: int | None = None) -> dict[Tap, Tensor]:
+        """[n, D] float32 on the CPU per tap, for the first `limit` images of `part` (all for None).
+
+        Raises HarnessError for features that are not finite or not [n, D].
+        """
+        return self._features.of(taps, part, self.part(part).first(limit))
+
+    def train_features(self, tap: Tap) -> tuple[Tensor, Tensor]:
+        """Features [n, D] and labels [n] of fit and select together: all of train."""
+        both = [(self.features([tap], part)[tap], self.labels(part)) for part in ("fit", "select")]
+        return torch.cat([f for f, _ in both]), torch.cat([y for _, y in both])
+
+    # -- choosing -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Time spent on a choice, booked to `select`. Raises HarnessError once this eval has opened the test split."""
+        if self._open is not None:
+            raise HarnessError(
+                f"{self._by}: a choice after the test split was opened",
+                "every choice before the one test evaluation",
+                "choose on context.part('select') and open the test split last",
+            )
+        with self.ledger.account("select"):
+            yield
+
+    def choose_tap(self, candidates: int = 4) -> Choice:
+        """The best of the method's first `candidates` taps by ridge on select; made once, shared by all evals."""
+        if candidates not in self._choices:
+            taps = self.method.taps()[:candidates]
+            with self.choosing():
+                self._choices[candidates] = best(taps, self._scores(taps))
+        return self._choices[candidates]
+
+    def _scores(self, taps: Sequence[Tap]) -> list[float]:
+        """Top-1 % on select per tap; a single candidate is scored too, so that every record shows the number."""
+        fit, select = self.features(taps, "fit", FIT_IMAGES), self.features(taps, "select")
+        labels = self.labels("fit", FIT_IMAGES), self.labels("select")
+        classes = self.data.spec.classes
+        return [ridge_top1(fit[t], labels[0], select[t], labels[1], classes) for t in taps]
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision for feature extraction and sampling, where the run asked for it."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)

@@ -1,0 +1,104 @@
+"""Features, extracted once per checkpoint: a memory of what a method said of a part of the data.
+
+Chunks are fixed and each has its own key, so a feature depends neither on which eval asked for it first nor on
+which taps were asked for together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from harness.errors import HarnessError
+from harness.method import Method, Tap, require_taps
+from harness.rng import Rng
+
+# Shapes: B images in a chunk, C channels, H height, W width, n images of a part, D feature width.
+
+CHUNK = 256  # images per pass; part of the protocol, since the noise of a noisy tap is drawn per chunk
+
+
+class Features:
+    """What `method` said so far: one [B, D] float32 tensor on the CPU per (tap, part, chunk)."""
+
+    def __init__(self, method: Method, rng: Rng, autocast: Callable[[], AbstractContextManager]) -> None:
+        self._method, self._rng, self._autocast = method, rng, autocast
+        self._chunks: dict[tuple[Tap, str, int], Tensor] = {}
+
+    def of(self, taps: Sequence[Tap], part: str, images: Images) -> dict[Tap, Tensor]:
+        """[n, D] per tap for `images` of `part`; only chunks nobody asked for yet cost a pass."""
+        require_taps(self._method, taps)
+        starts = range(0, images.n, CHUNK)
+        for start in starts:
+            missing = [t for t in taps if self._length(t, part, start) < min(CHUNK, images.n - start)]
+            if missing:
+                self._extract(missing, part, start, images.chunk(start, CHUNK))
+        return {t: torch.cat([self._chunks[t, part, s] for s in starts])[: images.n] for t in taps}
+
+    def _length(self, tap: Tap, part: str, start: int) -> int:
+        found = self._chunks.get((tap, part, start))
+        return 0 if found is None else len(found)
+
+    def _extract(self, taps: list[Tap], part: str, start: int, images: Tensor) -> None:
+        """One pass per noise level over `images` [B, C, H, W] in [-1, 1]."""
+        rng = self._rng.at("features", part, start)
+        for _, group in groupby(sorted(taps, key=_noise), key=_noise):
+            together = list(group)
+            with torch.no_grad(), self._autocast():
+                found = self._method.features(images, together, rng)
+            for tap, values in zip(together, found, strict=True):
+                self._chunks[tap, part, start] = self._checked(tap, part, values, len(images))
+
+    def _checked(self, tap: Tap, part: str, values: Tensor, n: int) -> Tensor:
+        """`values` as [n, D] float32 on the CPU. Raises HarnessError for another shape or a value not finite."""
+        name = type(self._method).__name__
+        if values.ndim != 2 or len(values) != n:
+            raise HarnessError(f"{name}.features gave {list(values.shape)} at tap {tap} for {n} images", f"[{n}, D]")
+        values = values.detach().float().cpu()
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).any(dim=1).sum())
+            raise HarnessError(
+                f"features of {name} at tap {tap} are not finite for {bad} of {n} images of the {part} part",
+                "finite features; the training may have diverged, or bf16 overflowed",
+                "look at the loss in the run's log.jsonl, or evaluate in fp32",
+            )
+        return values
+
+
+class Images:
+    """A part of the data in a fixed random order, so that any prefix of it is a fair subset."""
+
+    def __init__(self, images: Tensor, labels: Tensor, order: Tensor, device: torch.device | str) -> None:
+        self._images, self._labels, self._order, self._device = images, labels, order, device
+        self.n = len(order)
+
+    def first(self, limit: int | None) -> Images:
+        """The first `limit` images, all of them for None."""
+        return self if limit is None else Images(self._images, self._labels, self._order[:limit], self._device)
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [n], in order."""
+        return self._labels[self._order]
+
+    def pixels(self, start: int, size: int) -> Tensor:
+        """uint8 [B, C, H, W] from `start`, in order."""
+        return self._images[self._order[start : start + size]]
+
+    def chunk(self, start: int, size: int) -> Tensor:
+        """The same as float in [-1, 1] on the device."""
+        from harness.data.pixels import to_float
+
+        return to_float(self.pixels(start, size).to(self._device))
+
+    def chunks(self, size: int) -> Iterable[Tensor]:
+        """All images as uint8 [B, C, H, W], `size` at a time."""
+        return (self.pixels(start, size) for start in range(0, self.n, size))
+
+
+def _noise(tap: Tap) -> int:
+    return -1 if tap.noise is None else tap.noise
