@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NAME, VERSION = "cnn64", 1  # a change below makes another network: raise VERSION
 WIDTH = 64  # features; narrow, because the distance's bias grows with the width (card evaluation, section 7.3)
 BATCH, LR = 128, 4e-3
-EPOCHS, FEWEST, MOST = 20, 200, 1000  # epochs, but neither fewer nor more steps than this
+EPOCHS, FEWEST, MOST = 20, 200, 600  # epochs, but neither fewer nor more steps than this
 SEED = 20_26
 
 

@@ -70,7 +70,7 @@ def votes(
 ) -> Tensor:
     """Each class's share [m, K] of the votes of the `k` rows of `reference` [n, D] nearest to `queries` [m, D]."""
     import torch
-    from torch.nn.functional import normalize
+    from torch.nn.functional import normalize, one_hot
 
     k = min(k, len(reference))
     known = normalize(reference, dim=1).to(device)
@@ -79,8 +79,8 @@ def votes(
     for asked in queries.split(chunk):
         near = (normalize(asked, dim=1).to(device) @ known.T).topk(k, dim=1)
         weight = (near.values / temperature).softmax(dim=1)
-        empty = torch.zeros(len(asked), classes, dtype=weight.dtype, device=device)
-        shares.append(empty.scatter_add_(1, labels[near.indices], weight).cpu())
+        # A sum over one-hot rows, not a scatter: on a GPU that would add in no fixed order.
+        shares.append((one_hot(labels[near.indices], classes) * weight[..., None]).sum(dim=1).cpu())
     return torch.cat(shares)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -197,3 +199,12 @@ def test_a_cheap_context_reads_fixed_subsets_and_all_of_train(tmp_path, monkeypa
 def test_a_method_in_training_mode_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"call \.eval\(\)"):
         context_module.Context(Toy().train(), toy_data(), None, pictures=tmp_path, cache=tmp_path)
+
+
+def test_listing_the_evals_imports_nothing_heavy():
+    code = """
+import sys, evals.generation, evals.knn, evals.linear
+assert not {"torch", "numpy", "pydantic", "sklearn"} & sys.modules.keys(), "heavy import"
+assert [e.NEEDS for e in (evals.linear, evals.knn, evals.generation)] == ["features", "features", "sample"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
