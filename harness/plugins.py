@@ -123,5 +123,5 @@ def card(name: str) -> dict[str, Any]:
         raise HarnessError(f"the method {name!r} has no card.toml", "a card beside its method.py")
     try:
         return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HarnessError(f"the card of {name!r} is no TOML: {error}", "", f"mend {path}") from None

@@ -27,5 +27,6 @@ class Ema:
         torch._foreach_lerp_(list(self.averaged.values()), live, 1.0 - decay)
 
     def settled(self, module: nn.Module) -> dict[str, Tensor]:
-        """The module's state with the averaged parameters in their places: what is evaluated."""
-        return module.state_dict() | self.averaged
+        """The module's state with the averaged parameters in their places, tied ones in each: what is evaluated."""
+        average = {p: self.averaged[n] for n, p in module.named_parameters() if n in self.averaged}
+        return {n: average.get(t, t.detach()) for n, t in module.state_dict(keep_vars=True).items()}

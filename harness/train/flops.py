@@ -1,10 +1,13 @@
-"""FLOPs measured with torch's counter, 2 per multiply-accumulate; never typed."""
+"""What a pass costs: FLOPs by torch's counter (2 per multiply-accumulate) and the parameters it reads. Never typed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.method import Batch, Method, Objective, Tap
@@ -14,9 +17,30 @@ from harness.rng import Rng
 POINTS = 8
 
 
+def _attention(query, key, value, *_, out_shape=None, **__) -> int:
+    """Two products over [B, H, N, M]: query with key, weights with value."""
+    batch, heads, n, d = query
+    return 2 * batch * heads * n * key[2] * (d + value[3])
+
+
+def _attention_backward(gradient, query, key, value, *_, out_shape=None, **__) -> int:
+    """Two products for each of the forward's; a kernel's recomputation of the weights is its own affair."""
+    return 2 * _attention(query, key, value)
+
+
+# torch's counter passes over the CPU's fused kernel, and counts recomputation for the GPU's: a budget in FLOPs would
+# then depend on the kernel. Here all of them cost what attention written as plain products costs.
+KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{suffix}"): formula
+    for kernel in KERNELS
+    for suffix, formula in (("", _attention), ("_backward", _attention_backward))
+}
+
+
 def count(work: Callable[[], object]) -> float:
     """FLOPs of calling `work`."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         work()
     return float(counter.get_total_flops())
 
@@ -41,10 +65,36 @@ def train_flop_per_image(objective: Objective, batch: Batch, rng: Rng) -> float:
     return mean / len(first)
 
 
+class _Reads(TorchDispatchMode):
+    """Notes the storage of every tensor that an operation reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, Tensor):
+                self.storages.add(value.untyped_storage().data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def parameters_read(module: nn.Module, work: Callable[[], object]) -> int:
+    """How many of the module's parameters `work` reads: what its features rest on, decoders and heads left out."""
+    with _Reads() as reads:
+        work()
+    used = (p for p in module.parameters() if p.untyped_storage().data_ptr() in reads.storages)
+    return sum(p.numel() for p in used)
+
+
 @torch.no_grad()
-def feature_flop_per_image(method: Method, tap: Tap, rng: Rng, batch: int = 4) -> float:
-    """Forward FLOPs of one image's features at `tap`."""
+def feature_cost(method: Method, tap: Tap, rng: Rng, batch: int = 4) -> tuple[float, int]:
+    """Forward FLOPs of one image's features at `tap`, and the parameters they rest on."""
     parameter = next(method.parameters())
     spec = method.data
     images = torch.zeros(batch, spec.channels, spec.size, spec.size, device=parameter.device)
-    return count(lambda: method.features(images, [tap], rng)) / batch
+
+    def work() -> object:
+        return method.features(images, [tap], rng)
+
+    return count(work) / batch, parameters_read(method, work)

@@ -19,19 +19,22 @@ VIEWS = 0.0  # the cache is stored like a snapshot, under the share at which it 
 
 
 @torch.no_grad()
-def cached_latents(run: Pretraining, count_flop: bool) -> Tensor | None:
+def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
     """[V, n, ...] float32 on the run's device: the fit part as `Method.cached` sees it, and mirrored where the
-    method and the data set allow that (V = 2). None when the method trains on images. `count_flop` adds its FLOPs to
-    the run's meter: once a run, however often it is resumed."""
+    method and the data set allow that (V = 2). None when the method trains on images.
+
+    `again`: the run goes on from a checkpoint that was trained on this cache. Only then are the stored latents those
+    of the weights at hand, and their FLOPs on the meter already.
+    """
     probe = to_float(run.fit.images[:1].to(run.device))
     run.method.eval()
     if run.method.cached(probe) is None:
         return None
     views = [False, True] if run.mirror and run.method.augment().mirror else [False]
-    if count_flop:
-        run.flop += flops.count(lambda: run.method.cached(probe)) * len(views) * len(run.fit.images)
     stored = checkpoint.find_snapshot(run.folder.cache, VIEWS)
-    if stored is not None:
+    if not again:
+        run.flop += flops.count(lambda: run.method.cached(probe)) * len(views) * len(run.fit.images)
+    if again and stored is not None:
         return checkpoint.load_snapshot(stored)["latents"].to(run.device)
     latents = torch.stack([_encode(run, mirrored) for mirrored in views])
     checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})

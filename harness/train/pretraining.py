@@ -6,6 +6,7 @@ Whatever is killed, the same call goes on from the last checkpoint; what it has 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from harness.budget import Budget, Meter
 from harness.data.batches import Batches
 from harness.data.dataset import Part
 from harness.errors import HarnessError
+from harness.files import explain
 from harness.ledger import CHARGED, Ledger
 from harness.method import Method, Objective
 from harness.rng import Rng
@@ -92,7 +94,7 @@ class Pretraining:
         if preparation is not None:
             preparation.objective.requires_grad_(False)
         with self.ledger.account("prepare"):
-            latents = cached_latents(self, count_flop=not self._resumed_in("train"))
+            latents = cached_latents(self, again=self._resumed_in("train"))
         self._run_stage("train", self.method, 1.0, latents)
 
     def _resumed_in(self, stage: str) -> bool:
@@ -102,15 +104,19 @@ class Pretraining:
     def _run_stage(self, name: str, objective: Objective, ends_at: float, latents: Tensor | None = None) -> None:
         with self.ledger.account("compile"):
             self.stage = self._build(name, objective, ends_at, latents)
+            self.stage.warm_up()
         if self._resumed_in(name):
             self.stage.restore(self._resumed["stage"])
         elif name == "train":
-            self._snapshot(0.0)
+            # At the shares that preparation took, too, the method is still untrained: the anytime curve says so.
+            for share in [0.0, *self._due(self.spent())]:
+                self._snapshot(share)
             self._save()
         self._refuse_empty(name)
         self._logged_img, self._logged_at = self.img, time.perf_counter()
         with self.ledger.account(name):
             run_stage(self.stage, self.spent, self._after_step)
+        self._refuse_overspent(name)
         if name == "train":
             self._snapshot(1.0)
         self._save()
@@ -186,6 +192,16 @@ class Pretraining:
                 "a larger --budget, or a cheaper preparation (see the method's README)",
             )
 
+    def _refuse_overspent(self, name: str) -> None:
+        """A time budget that its first step alone overran bought no comparison."""
+        stage = self.stage
+        if stage.images_planned is None and stage.step == 1 and self.spent() > 1.5 * stage.ends_at:
+            raise HarnessError(
+                f"the budget {self.budget} is too small: a step of {name!r} took {stage.step_share:.3g} times as much",
+                "room for many steps",
+                "a larger --budget, or a smaller train.batch_size",
+            )
+
     # -- clock ----------------------------------------------------------------------------------------------------
 
     def meter(self) -> Meter:
@@ -212,7 +228,9 @@ class Pretraining:
         share = self.spent()
         if stage.name == "train":
             self.train_img += images
-            crossed = [s for s in self.settings.snapshots if s <= share and s not in self.snapshots_done]
+            crossed = self._due(share)
+            if crossed:
+                stage.check_finite()
             for due in crossed:
                 self._snapshot(due)
             if crossed:
@@ -248,6 +266,10 @@ class Pretraining:
         append_line(self.folder.log, line | {"ledger": seconds})
 
     # -- saving and resuming --------------------------------------------------------------------------------------
+
+    def _due(self, share: float) -> list[float]:
+        """The snapshots that should have been taken by now and were not."""
+        return [s for s in self.settings.snapshots if s <= share and s not in self.snapshots_done]
 
     def _snapshot(self, share: float) -> None:
         with self.ledger.account("checkpoint"):
@@ -295,10 +317,15 @@ class Pretraining:
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add one JSON line; a kill can leave at most the last line torn, which readers skip."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes()[-1:] == b"\n"
-    with open(path, "a") as file:
-        file.write(("\n" if torn else "") + json.dumps(line) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write((("\n" if torn else "") + json.dumps(line) + "\n").encode())
+    except OSError as error:
+        raise explain(error, path) from error
 
 
 def last_ledger(path: Path) -> dict[str, float]:
@@ -308,6 +335,6 @@ def last_ledger(path: Path) -> dict[str, float]:
     for text in reversed(path.read_text().splitlines()):
         try:
             return json.loads(text)["ledger"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     return {}

@@ -24,7 +24,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 0:
             raise ValueError("the batch size must be at least 1 (or 0 for the size's own)")
-        if any(not 0 < share < 1 for share in self.snapshots):
+        if any(not 0 < round(share, 4) < 1 for share in self.snapshots):  # files are named by four decimals
             raise ValueError("snapshots lie strictly between 0 and 1; 0 and 1 are always taken")
-        if self.checkpoint_s <= 0 or self.log_s <= 0:
+        if not (self.checkpoint_s > 0 and self.log_s > 0):
             raise ValueError("seconds between checkpoints and log lines must be above 0")

@@ -51,6 +51,7 @@ class Stage:
     ends_at: float = 1.0  # share of the whole budget at which it ends
     step: int = 0
     img: int = 0
+    step_share: float = 0.0  # of the whole budget that the last step took
     timing: Timing = field(default_factory=Timing)
     loss: float = math.nan
 
@@ -71,6 +72,21 @@ class Stage:
             self.objective.compile(dynamic=True)
         self.ema = Ema(self.objective) if self.average else None
         self._first_bad = torch.full((), math.inf, device=self.device)
+        self._last = torch.full((), math.nan, device=self.device)
+
+    def warm_up(self) -> None:
+        """One step that leaves no trace, so that one-time work (imports, kernels, compilation) is not charged."""
+        kept = [tensor.detach().clone() for tensor in self._tensors()]
+        settings = self.optimizer.state_dict()  # of no step yet; Adan counts its steps in the groups
+        set_rate(self.optimizer, 0.0)
+        self._descend(self.batches.at(0), 0.0)
+        self.optimizer.load_state_dict(settings)
+        with torch.no_grad():
+            for tensor, before in zip(self._tensors(), kept, strict=True):
+                tensor.copy_(before)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.objective.parameters(), *self.objective.buffers()]
 
     # -- position -------------------------------------------------------------------------------------------------
 
@@ -152,6 +168,7 @@ class Stage:
             "name": self.name,
             "step": self.step,
             "img": self.img,
+            "step_share": self.step_share,
             "begun_at": self.begun_at,
             "images_planned": self.images_planned,
             "precision": self.precision,
@@ -162,9 +179,11 @@ class Stage:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.step, self.img, self.begun_at = state["step"], state["img"], state["begun_at"]
+        self.step, self.img, self.step_share = state["step"], state["img"], state["step_share"]
+        self.begun_at = state["begun_at"]
         self.timing = Timing(*state["timing"])
         self.loss = state["loss"]
+        self._last.fill_(self.loss)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             for name, tensor in self.ema.averaged.items():
@@ -181,18 +200,17 @@ def run_stage(
     `spent()` is the share of the whole budget spent; `after_step(stage, share, images)` books, logs, saves and may
     raise to stop. A time budget ends at the step boundary nearest to it, half a step early or late.
     """
-    step_share = 0.0
-    while not _over(stage, spent(), step_share):
-        before = spent()
+    before = spent()
+    while not _over(stage, before):
         images = stage.advance(stage.progress(before))
         share = spent()
-        step_share = share - before
+        stage.step_share = share - before
         after_step(stage, share, images)
-    if stage.step:
-        stage.check_finite()
+        before = spent()
+    stage.check_finite()
 
 
-def _over(stage: Stage, share: float, step_share: float) -> bool:
+def _over(stage: Stage, share: float) -> bool:
     if stage.images_planned is not None:
         return stage.img >= stage.images_planned
-    return stage.step > 0 and share + step_share / 2 >= stage.ends_at
+    return stage.step > 0 and share + stage.step_share / 2 >= stage.ends_at

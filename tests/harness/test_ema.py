@@ -1,0 +1,73 @@
+"""The moving average: one rule for its half-life, and what it gives to evaluation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from harness.train.ema import Ema
+from tests.toys import build
+
+
+def shift(module: nn.Module, k: int) -> None:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1 * (k % 5) - 0.15)
+
+
+def test_it_follows_a_plain_loop_in_float64() -> None:
+    toy = build()
+    ema = Ema(toy)
+    plain = {name: p.detach().double().clone() for name, p in toy.named_parameters()}
+    seen = 0
+    for k, batch in enumerate([8, 8, 3, 64, 1, 8] * 20):
+        shift(toy, k)
+        seen += batch
+        ema.update(toy, seen, batch)
+        half_life = min(500_000, 0.05 * seen)
+        keep = 0.5 ** (batch / half_life)
+        for name, p in toy.named_parameters():
+            plain[name] = keep * plain[name] + (1 - keep) * p.detach().double()
+    for name, average in ema.averaged.items():
+        torch.testing.assert_close(average.double(), plain[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("seen", "half_life"), [(1000, 50), (100_000, 5000), (10_000_000, 500_000), (1e9, 500_000)])
+def test_half_of_a_change_remains_after_a_half_life(seen: float, half_life: int) -> None:
+    line = nn.Linear(1, 1)
+    with torch.no_grad():
+        line.weight.fill_(0.0)
+    ema = Ema(line)
+    with torch.no_grad():
+        line.weight.fill_(1.0)
+    ema.update(line, seen, half_life)
+    assert ema.averaged["weight"].item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_what_is_evaluated_is_the_average_with_the_modules_own_buffers_and_frozen_parts() -> None:
+    toy = build()
+    toy.last.requires_grad_(False)
+    ema = Ema(toy)
+    initial = {name: tensor.clone() for name, tensor in toy.state_dict().items()}
+    shift(toy, 0)
+    toy.calls += 7
+    settled = ema.settled(toy)
+    assert settled.keys() == toy.state_dict().keys()
+    assert torch.equal(settled["first.weight"], initial["first.weight"]), "no update has been made"
+    assert torch.equal(settled["last.weight"], toy.last.weight) and not torch.equal(
+        settled["last.weight"], initial["last.weight"]
+    )
+    assert settled["calls"] == 7
+    assert not any(tensor.requires_grad for tensor in settled.values())
+
+
+def test_a_tied_weight_is_averaged_under_both_its_names() -> None:
+    tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    tied["b"].weight = tied["a"].weight
+    ema = Ema(tied)
+    shift(tied, 0)
+    settled = ema.settled(tied)
+    assert torch.equal(settled["a.weight"], settled["b.weight"])
+    tied.load_state_dict(settled)
+    assert torch.equal(tied["a"].weight, ema.averaged["a.weight"])

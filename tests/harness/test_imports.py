@@ -1,0 +1,33 @@
+"""Every module imports, and the command line does so without its heavy libraries."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+PACKAGES = ("harness", "backbones", "methods", "evals")
+HEAVY = ("torch", "pandas", "sklearn", "diffusers", "timm", "rich", "pydantic", "numpy")
+
+
+def modules() -> Iterator[str]:
+    for name in PACKAGES:
+        package = importlib.import_module(name)
+        yield name
+        yield from (found.name for found in pkgutil.walk_packages(package.__path__, f"{name}."))
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_it_imports(name: str) -> None:
+    assert importlib.import_module(name).__name__ == name
+
+
+@pytest.mark.parametrize("words", ["import harness.cli", "import harness.__main__", "import harness, methods, evals"])
+def test_the_command_line_starts_without_heavy_libraries(words: str) -> None:
+    code = f"import sys; {words}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
