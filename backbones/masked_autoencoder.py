@@ -22,6 +22,14 @@ from backbones.tokens import Drop, patchify, sincos_2d, take, unpatchify
 from harness.errors import HarnessError
 from harness.method import Tap
 
+DECODERS = {
+    "nano": Trunk(64, 2, 2),
+    "ti": Trunk(96, 4, 3),
+    "s": Trunk(192, 4, 6),
+    "b": Trunk(512, 8, 16),  # MAE's, for every size of encoder
+    "l": Trunk(512, 8, 16),
+}
+
 
 class MaskedAutoencoder(nn.Module):
     """Encoder and decoder over the patches of a square image or latent, `channels` x `side` x `side`."""
@@ -122,7 +130,7 @@ class MaskedAutoencoder(nn.Module):
     # -- objective ----------------------------------------------------------------------------------------------
 
     def target(self, patches: Tensor) -> Tensor:
-        """What is predicted of patches [..., P]: raw, or standardised by each patch's own mean and unbiased variance."""
+        """What is predicted of patches [..., P]: raw, or standardised by each patch's mean and unbiased variance."""
         if not self.norm_target:
             return patches
         # Layer norm divides by the biased variance; the factors turn it into the unbiased one, exactly.
