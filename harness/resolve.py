@@ -72,6 +72,8 @@ def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
                 f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"
             )
         data = _data(cell.dataset, data_dir)
+        # The name of what was found: `cifar10` may be its JPEG form, which is another data set (harness data says so).
+        cell = cell.model_copy(update={"dataset": data.spec.name})
         config = override(method.recipe(cell.size, data.spec), study.overrides.get(cell.method, {}), cell.method)
         train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
         resolved.append(Job(cell, _key(cell, config, train, data), budget, method, config, train, data))
