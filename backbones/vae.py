@@ -60,8 +60,10 @@ class Vae(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """[B, C, H, H] to [B, Z, h, h], the posterior's mode."""
         with self._precision(images):
+            if not torch.is_autocast_enabled(images.device.type):  # float32 convolutions are nearly twice as fast
+                images = images.contiguous(memory_format=torch.channels_last)
             code = self.network.encode(self._fit_in(images))
-        return (code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents).float()
+        return (code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents).float().contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, Z, h, h] to [B, C, H, H], not clamped."""
