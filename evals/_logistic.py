@@ -70,7 +70,7 @@ class Problem:
         loss = -log_p[rows, self.labels].double().mean() + weights[:-1].square().sum() / (2 * c * n)
         error = log_p.exp_()
         error[rows, self.labels] -= 1
-        slope = (self.x.T @ error).double() / n + weights[:-1] / (c * n)
+        slope = (error.T @ self.x).T.double() / n + weights[:-1] / (c * n)  # x.T @ error is 20 times slower on CPUs
         return loss, torch.cat([slope, error.double().mean(dim=0, keepdim=True)]) * unit
 
     def predict(self, solution: Solution, features: Tensor) -> Tensor:
