@@ -29,6 +29,7 @@ DECODERS = {
     "b": Trunk(512, 8, 16),  # MAE's, for every size of encoder
     "l": Trunk(512, 8, 16),
 }
+NORM_LEAST = 16  # numbers in a patch from which on recipes standardise it; measured on digits (method cards)
 
 
 class MaskedAutoencoder(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backbones.masked_autoencoder import DECODERS, MaskedAutoencoder
+from backbones.masked_autoencoder import DECODERS, NORM_LEAST, MaskedAutoencoder
 from backbones.sizes import TRUNKS, Trunk
 from backbones.tokens import Drop, kept_tokens, random_drop
 from backbones.unmasking import Unmasking
@@ -56,7 +56,8 @@ class Config:
     ratio_middle: float = 0.40  # of the piecewise schedule
     ratio_end: float = 0.75
     ramp: float = 2 / 3  # share of the budget at which ratio_end is reached
-    norm_target: bool = True  # the target patch standardised by its own mean and variance
+    norm_target: bool = True  # the target patch standardised by its own mean and variance ...
+    norm_least: int = 2  # ... where it has that many numbers
     optimizer: Literal["adan", "adamw"] = "adan"
     base_lr: float = 3e-4  # per 256 images of a batch
     betas: tuple[float, ...] = (0.98, 0.92, 0.90)
@@ -76,6 +77,8 @@ class Config:
             raise ValueError("mask ratios lie between 0 and 1")
         if not 0 < self.ramp <= 1 or not 0 < self.vae_share < 1:
             raise ValueError("ramp and vae_share are shares of the budget")
+        if self.norm_least < 2:
+            raise ValueError("a patch of one number has no variance: norm_least is at least 2")
         if min(self.rounds, self.sampler_images) < 1 or self.sampler_every < 0:
             raise ValueError("rounds and sampler_images are at least 1, sampler_every at least 0")
 
@@ -115,7 +118,13 @@ class Lmd(Method):
         # The script's rate is for hundreds of epochs; budgets of minutes at batch 128 need a larger one.
         base_lr = {"nano": 4e-3, "ti": 2e-3}.get(size, Config.base_lr)
         return Config(
-            vae="train", vae_width=size, views=2, encoder=TRUNKS[size], decoder=DECODERS[size], base_lr=base_lr
+            vae="train",
+            vae_width=size,
+            views=2,
+            encoder=TRUNKS[size],
+            decoder=DECODERS[size],
+            norm_least=NORM_LEAST,  # standardising a patch of one latent pixel, four numbers, leaves two
+            base_lr=base_lr,
         )
 
     def __init__(self, config: Config, data: DataSpec) -> None:
@@ -130,7 +139,7 @@ class Lmd(Method):
             config.encoder,
             config.decoder,
             decoder_position=-1,
-            norm_target=config.norm_target,
+            norm_target=config.norm_target and self.vae.channels * patch**2 >= config.norm_least,
         )
         self.unmasking = Unmasking(self.core) if config.sampler_every else None
 

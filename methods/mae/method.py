@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backbones.masked_autoencoder import DECODERS, MaskedAutoencoder
+from backbones.masked_autoencoder import DECODERS, NORM_LEAST, MaskedAutoencoder
 from backbones.sizes import TOKENS_ACROSS, TRUNKS, Trunk, patch_size
 from backbones.tokens import kept_tokens, random_drop
 from backbones.unmasking import Unmasking
@@ -57,7 +57,9 @@ class Mae(Method):
         # The paper's rate is for 800 epochs at batch 4096; budgets of minutes at batch 128 need a larger one.
         base_lr = {"nano": 4e-3, "ti": 2e-3}.get(size, Config.base_lr)
         patch = patch_size(data.size, TOKENS_ACROSS[size])
-        return Config(patch, TRUNKS[size], DECODERS[size], base_lr=base_lr)
+        # Standardising four numbers leaves two: digits in patches of 2 x 2 are predicted as they are.
+        norm_pix = patch * patch * data.channels >= NORM_LEAST
+        return Config(patch, TRUNKS[size], DECODERS[size], norm_pix=norm_pix, base_lr=base_lr)
 
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__()

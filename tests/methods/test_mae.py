@@ -48,6 +48,12 @@ def test_nano_cuts_every_image(channels, size, tokens):
         assert Mae(Mae.recipe("nano", data), data).core.tokens == tokens
 
 
+def test_patches_of_few_numbers_are_not_standardised():
+    """Digits in patches of 2 x 2 are predicted as they are, everything larger as in the paper."""
+    assert not Mae.recipe("nano", DIGITS).norm_pix
+    assert Mae.recipe("nano", DataSpec("x", 1, 28, 10)).norm_pix and Mae.recipe("b", DataSpec("x", 3, 224, 10)).norm_pix
+
+
 def test_class_and_mask_token_decay_and_vectors_do_not():
     method = mae()
     decayed, plain = (group["params"] for group in method.param_groups())
