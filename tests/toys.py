@@ -107,6 +107,11 @@ class ToyLatent(Toy):
         super().__init__(config, data)
         self.part = ToyPart()
 
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        loss = super().pretrain(batch, progress, rng)
+        # Reaches the part's weights, so that only freezing keeps them as they were prepared.
+        return loss._replace(total=loss.total + 0.1 * self.part.decode(batch.latents.flatten(1)).square().mean())
+
     def preparation(self) -> Preparation:
         return Preparation(self.part, self.share)
 

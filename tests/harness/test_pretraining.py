@@ -210,6 +210,7 @@ def test_while_preparation_lasts_the_method_itself_is_untrained(toy_run: Callabl
     assert [int(snapshot(run, share)["calls"]) for share in SHARES] == [0, 0, 0, 10, 30]
     prepared = [snapshot(run, share)["part.encode.weight"] for share in SHARES]
     assert all(torch.equal(weight, prepared[0]) for weight in prepared), "frozen once it is prepared"
+    assert not any(p.requires_grad for p in run.method.part.parameters())
     untrained = toy_run("1step", ToyLatent, folder="other").method
     assert torch.equal(snapshot(run, 1 / 8)["first.weight"], untrained.first.weight)
     assert not torch.equal(prepared[0], untrained.part.encode.weight)
@@ -497,7 +498,7 @@ def test_a_run_that_diverges_names_the_step_and_keeps_its_good_weights(
 ) -> None:
     """`every`: how often the loss is looked at; on a GPU rarely. A snapshot is due after the first bad step."""
     monkeypatch.setattr(stage_module, "TIMED_EVERY", {"cpu": every})
-    run = toy_run("30step", BadFromHalf, checkpoint_s=checkpoint_s, snapshots=(0.25, 16 / 30, 0.75))
+    run = toy_run("30step", BadFromHalf, checkpoint_s=checkpoint_s, snapshots=(0.25, 18 / 30, 0.75))
     with pytest.raises(Diverged) as caught:
         run.run()
     assert caught.value.step == 16

@@ -169,6 +169,30 @@ def test_a_time_budget_ends_at_the_step_boundary_nearest_to_it(took: float) -> N
     assert stage.objective.progresses == pytest.approx([i * took for i in range(stage.step)])
 
 
+def test_a_time_budget_that_ended_early_has_ended_when_it_is_restored() -> None:
+    """Three steps of 0.3 are nearer to the budget than four: a repeated command must not take the fourth."""
+    done = make(images=None)
+    run_stage(done, lambda: 0.3 * len(done.objective.progresses), lambda *_: None)
+    assert done.step == 3
+    again = make(images=None)
+    again.restore(done.state())
+    run_stage(again, lambda: 0.9, lambda *_: None)
+    assert again.step == 3
+
+
+def test_every_step_draws_anew() -> None:
+    drawn = []
+
+    class Draws(Toy):
+        def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+            drawn.append(rng.number())
+            return super().pretrain(batch, progress, rng)
+
+    run(make(build(Draws)))
+    run(make(build(Draws)))
+    assert len(set(drawn)) == 10 and drawn[:10] == drawn[10:]
+
+
 def test_a_part_of_a_time_budget_has_progress_of_its_own() -> None:
     stage = make(images=None, begun_at=0.25, ends_at=0.75)
     assert [stage.progress(share) for share in (0.2, 0.25, 0.5, 0.75, 0.8)] == [0, 0, 0.5, 1, 1]
