@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness import checkpoint, machine, store
+from harness.budget import Meter
 from harness.config import plain
 from harness.display import Display
 from harness.errors import Diverged
@@ -80,6 +81,10 @@ def _closing(record: RunRecord, work: Pretraining, method: Method, state: str, m
         "state": state,
         "message": message,
         "spend": Spend(**vars(meter), share=work.budget.spent(meter)),
+        "snapshots": {
+            f"{share:.4f}": Spend(**at, share=work.budget.spent(Meter(**at)))
+            for share, at in sorted(work.snapshots.items())
+        },
         "ledger": {name: round(seconds, 3) for name, seconds in work.ledger.snapshot().items()},
         "environment": machine.environment(stage.precision, stage.compiled) if stage else None,
         "final_loss": stage.loss if stage else None,

@@ -87,6 +87,7 @@ class RunRecord(Model):
     message: str | None = None
     attempts: int = 1
     spend: Spend = Spend()
+    snapshots: dict[str, Spend] = {}  # by share of the budget: the meter when the snapshot was taken
     ledger: dict[str, float] = {}
     cost: Cost | None = None
     environment: Environment | None = None

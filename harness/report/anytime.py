@@ -17,7 +17,7 @@ AXES = {"share": "share of the budget", "img": "images seen", "flop": "training 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One number of one snapshot; images and FLOP are the run's spend times the share."""
+    """One number of one snapshot; images and FLOP are the run's meter when it was taken."""
 
     dataset: str
     size: str
@@ -39,12 +39,12 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
     trials, _, _ = gather(runs, evals)
     found: dict[tuple[object, ...], Point] = {}
     for trial in trials:
-        cell, spend = trial.run.cell, trial.run.spend
+        cell = trial.run.cell
         for record in trial.evals:  # the newest last
             if not record.cheap or record.share is None:
                 continue
-            part = record.share / spend.share if spend.share else None
-            img, flop = (None, None) if part is None else (spend.img * part, spend.flop * part)
+            at = trial.run.snapshots.get(f"{record.share:.4f}")
+            img, flop = (None, None) if at is None else (at.img, at.flop)
             for number in record.numbers.values():
                 place = (cell.dataset, cell.size, cell.budget, record.eval, record.protocol, number.title)
                 seen = (cell.method, cell.seed, record.share, img, flop, number.value, number.better)
@@ -75,7 +75,9 @@ def plot(curve: Sequence[Point], path: Path, axis: str = "share", titles: Mappin
         raise HarnessError(f"no axis {axis!r}", f"one of {', '.join(AXES)}")
     panels = sorted({_panel(point) for point in curve})
     if not panels:
-        raise HarnessError("no snapshots were evaluated", "cheap evals of a run", "harness eval --snapshots")
+        raise HarnessError(
+            "no snapshots were evaluated", "quick evals of a run's snapshots", "python -m harness eval STUDY"
+        )
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")

@@ -42,8 +42,10 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
 
 
 def _encode(run: Pretraining, mirrored: bool) -> Tensor:
+    """In the precision that what encodes was trained in; a method that borrows its encoder holds it to float32."""
     parts = []
-    for chunk in run.fit.images.split(CHUNK):
-        images = to_float(chunk.to(run.device))
-        parts.append(run.method.cached(images.flip(-1) if mirrored else images))
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.prepared_in == "bf16"):
+        for chunk in run.fit.images.split(CHUNK):
+            images = to_float(chunk.to(run.device))
+            parts.append(run.method.cached(images.flip(-1) if mirrored else images))
     return torch.cat(parts)

@@ -72,8 +72,9 @@ class Pretraining:
     img: int = 0
     flop: float = 0.0
     train_img: int = 0
-    snapshots_done: list[float] = field(default_factory=list)
+    snapshots: dict[float, dict[str, float]] = field(default_factory=dict)  # the meter at each share
     flop_per_image: dict[str, float] = field(default_factory=dict)
+    prepared_in: str = "fp32"  # precision of the preparation
     stage: Stage | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class Pretraining:
         if preparation is not None and not self._resumed_in("train"):
             preparation.objective.requires_grad_(True)
             self._run_stage("prepare", preparation.objective, preparation.share)
+            self.prepared_in = self.stage.precision
         if preparation is not None:
             preparation.objective.requires_grad_(False)
         with self.ledger.account("prepare"):
@@ -269,13 +271,12 @@ class Pretraining:
 
     def _due(self, share: float) -> list[float]:
         """The snapshots that should have been taken by now and were not."""
-        return [s for s in self.settings.snapshots if s <= share and s not in self.snapshots_done]
+        return [s for s in self.settings.snapshots if s <= share and s not in self.snapshots]
 
     def _snapshot(self, share: float) -> None:
         with self.ledger.account("checkpoint"):
             checkpoint.save_snapshot(self.folder.snapshots, share, self.stage.weights())
-        if share not in self.snapshots_done:
-            self.snapshots_done.append(share)
+        self.snapshots[share] = vars(self.meter())
 
     def _save(self) -> None:
         with self.ledger.account("checkpoint"):
@@ -285,8 +286,9 @@ class Pretraining:
                 "method": self.method.state_dict(),
                 "stage": self.stage.state(),
                 "counters": [self.step, self.img, self.flop, self.train_img],
-                "snapshots_done": list(self.snapshots_done),
+                "snapshots": dict(self.snapshots),
                 "flop_per_image": dict(self.flop_per_image),
+                "prepared_in": self.prepared_in,
                 "ledger": self.ledger.snapshot(),
             }
             checkpoint.save(self.folder.checkpoints, self.step, payload)
@@ -299,8 +301,9 @@ class Pretraining:
         if payload is not None:
             self.method.load_state_dict(payload["method"])
             self.step, self.img, self.flop, self.train_img = payload["counters"]
-            self.snapshots_done = payload["snapshots_done"]
+            self.snapshots = payload["snapshots"]
             self.flop_per_image = payload["flop_per_image"]
+            self.prepared_in = payload["prepared_in"]
             for name, seconds in payload["ledger"].items():
                 self.ledger.add(name, seconds)
             self._resumed = payload
