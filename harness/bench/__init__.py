@@ -6,11 +6,14 @@ Nothing here is a test, and no test asserts a time.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from harness.errors import unknown
 
 BENCHES = ("train", "evals", "startup")
+# Threads that spin while they wait turn a busy neighbour into steps of seconds. Read once, when torch is loaded.
+PASSIVE = ("OMP_WAIT_POLICY", "passive")
 
 
 def run_bench(what: str, reference: Path | None = None, data_dir: Path | None = None) -> None:
@@ -20,6 +23,7 @@ def run_bench(what: str, reference: Path | None = None, data_dir: Path | None = 
 
         bench(reference, data_dir)
     elif what == "evals":
+        os.environ.setdefault(*PASSIVE)
         from harness.bench.evals import bench
 
         bench(data_dir)

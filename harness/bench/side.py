@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from harness.bench import PASSIVE
 from harness.errors import HarnessError
 
 
@@ -40,8 +41,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
-            # Threads that spin while they wait turn a busy neighbour into steps of seconds. The same on both sides.
-            env={"OMP_WAIT_POLICY": "passive"} | os.environ,
+            env=dict([PASSIVE]) | os.environ,
         )
         try:
             self.about = self.ask(**asdict(spec))
