@@ -11,8 +11,10 @@ from functools import partial
 from math import log
 
 import torch
-from timm.layers import Attention, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
+
+from backbones.attention import Attention
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def run(
 
     with Stopper().installed() as stopper:
         place = run_study(study, out, choose(), stopper, data_dir)
-        finish(place)
+        raise typer.Exit(finish(place))
 
 
 @app.command()

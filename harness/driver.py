@@ -13,7 +13,7 @@ from typing import Any
 
 from harness import store
 from harness.display import Display
-from harness.errors import HarnessError
+from harness.errors import CannotWrite, HarnessError
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.files import explain, write_atomic
 from harness.pretrain_run import pretrain_run
@@ -117,17 +117,23 @@ def _bring_to_end(job: Job, study: Study, place: store.Study, display: Display, 
         display.done(job.label, _state_line(record))
     except Interrupted:
         raise KeyboardInterrupt from None
-    except HarnessError:
-        raise  # a fault of input or surroundings: the user has to act, and the next cell would meet it too
+    except CannotWrite:
+        raise
     except Exception as error:
         _record_failure(job, folder, error)
-        display.done(job.label, f"failed: {type(error).__name__}: {error} (see {folder.path / 'error.txt'})")
+        display.done(job.label, f"failed: {_said(error)} (see {folder.path / 'error.txt'})")
 
 
 def _state_line(record: RunRecord) -> str:
     if record.state != "finished":
         return f"{record.state}: {record.message}"
     return f"finished at {record.spend.share:.2%} of budget, loss {record.final_loss:.4f}"
+
+
+def _said(error: Exception) -> str:
+    """An error in one line; our own are sentences already."""
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, HarnessError) else f"{type(error).__name__}: {first}"
 
 
 def _record_failure(job: Job, folder: store.RunFolder, error: Exception) -> None:
@@ -137,5 +143,5 @@ def _record_failure(job: Job, folder: store.RunFolder, error: Exception) -> None
         return
     record = store.read_as(RunRecord, folder.record)
     if record.state not in ENDED:
-        failed = {"state": "failed", "message": f"{type(error).__name__}: {error}"}
+        failed = {"state": "failed", "message": _said(error)}
         store.write(folder.record, record.model_copy(update=failed))

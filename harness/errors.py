@@ -17,6 +17,10 @@ class HarnessError(Exception):
         super().__init__("\n".join(lines))
 
 
+class CannotWrite(HarnessError):
+    """A full disk or a folder without permission: no other cell of the study would fare better."""
+
+
 class Diverged(Exception):
     """The objective stopped being finite; `step` is where. The cell stays in the tables as `diverged`."""
 

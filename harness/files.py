@@ -8,13 +8,13 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import CannotWrite
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content` in one step; a reader sees the old file or the new one, never a part.
 
-    Raises HarnessError when the disk is full or the folder cannot be written.
+    Raises CannotWrite when the disk is full or the folder cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -41,14 +41,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def explain(error: OSError, path: Path) -> HarnessError:
+def explain(error: OSError, path: Path) -> CannotWrite:
     """The error a user can act on for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HarnessError(
+        return CannotWrite(
             f"no space left to write {path}",
             "free space on the disk (or quota) that holds it; what was finished is kept",
             "free some space and repeat the command, or choose another folder with --out",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HarnessError(f"no permission to write {path}", "a folder you can write", "choose one with --out")
-    return HarnessError(f"cannot write {path}: {error.strerror or error}", "", "choose another folder with --out")
+        return CannotWrite(f"no permission to write {path}", "a folder you can write", "choose one with --out")
+    return CannotWrite(f"cannot write {path}: {error.strerror or error}", "", "choose another folder with --out")
