@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from harness.train.pretraining import Tick
+    from harness.train.log import Tick
 
 PLAIN_EVERY_S = 5.0
 

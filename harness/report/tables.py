@@ -46,7 +46,14 @@ def build(
 
 
 def of_study(study: Study, titles: Mapping[str, str] | None = None) -> list[Table]:
-    return build(study.runs(), study.evals(), titles)
+    """The tables of the runs that the study's last `run` asked for.
+
+    Runs of other settings may lie in the same folder; beside these they would pass for further seeds.
+    """
+    asked = set(study.asked().keys)
+    runs = [run for run in study.runs() if run.key in asked]
+    evals = [record for record in study.evals() if record.key is None or record.key in asked]
+    return build(runs, evals, titles)
 
 
 def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Path]:

@@ -47,5 +47,5 @@ def _encode(run: Pretraining, mirrored: bool) -> Tensor:
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.prepared_in == "bf16"):
         for chunk in run.fit.images.split(CHUNK):
             images = to_float(chunk.to(run.device))
-            parts.append(run.method.cached(images.flip(-1) if mirrored else images))
+            parts.append(run.method.cached(images.flip(-1) if mirrored else images).float())
     return torch.cat(parts)

@@ -5,13 +5,10 @@ Whatever is killed, the same call goes on from the last checkpoint; what it has 
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,30 +19,19 @@ from harness.budget import Budget, Meter
 from harness.data.batches import Batches
 from harness.data.dataset import Part
 from harness.errors import HarnessError
-from harness.files import explain
 from harness.ledger import CHARGED, Ledger
 from harness.method import Method, Objective
 from harness.rng import Rng
 from harness.store import RunFolder
 from harness.train import calibrate, flops
 from harness.train.latents import cached_latents
+from harness.train.log import Tick, append_line, last_ledger
 from harness.train.settings import TrainConfig
 from harness.train.stage import Stage, run_stage
 
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved itself."""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What a display is told every few seconds."""
-
-    phase: str
-    share: float  # of the budget
-    loss: float
-    img_s: float
-    left_s: float | None
 
 
 @dataclass
@@ -316,28 +302,3 @@ class Pretraining:
         redone = sum(seen.get(name, 0.0) for name in CHARGED) - self.ledger.charged_s()
         known = self.ledger.snapshot()["lost"]
         self.ledger.add("lost", max(0.0, seen.get("lost", 0.0) - known) + max(0.0, redone))
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add one JSON line; a kill can leave at most the last line torn, which readers skip."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            torn = file.read(1) not in (b"", b"\n")
-            file.write((("\n" if torn else "") + json.dumps(line) + "\n").encode())
-    except OSError as error:
-        raise explain(error, path) from error
-
-
-def last_ledger(path: Path) -> dict[str, float]:
-    """The ledger as the log last saw it; empty without a log. The clock of an attempt that was killed."""
-    if not path.exists():
-        return {}
-    for text in reversed(path.read_text().splitlines()):
-        try:
-            return json.loads(text)["ledger"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return {}

@@ -8,7 +8,7 @@ import pytest
 
 from harness import display
 from harness.display import Live, Plain, choose, duration
-from harness.train.pretraining import Tick
+from harness.train.log import Tick
 
 TICK = Tick("train", share=0.5, loss=1.25, img_s=1234.5, left_s=61.0)
 LABEL = "umd digits nano 1min seed 0"

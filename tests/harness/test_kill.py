@@ -56,7 +56,7 @@ def test_killed_and_repeated_is_the_unbroken_run(unbroken, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     last = start(tmp_path)
-    out, err = last.communicate()
+    _, err = last.communicate()
     assert last.returncode == 0, err
     assert final_weights(tmp_path) == final_weights(unbroken)
     (record,) = tmp_path.glob("kill/runs/*/run.json")

@@ -20,7 +20,8 @@ from harness.rng import Rng
 from harness.store import RunFolder
 from harness.train import pretraining
 from harness.train import stage as stage_module
-from harness.train.pretraining import Interrupted, Pretraining, Tick, append_line, last_ledger
+from harness.train.log import Tick, append_line, last_ledger
+from harness.train.pretraining import Interrupted, Pretraining
 from tests.toys import IMAGES, LR_PEAK, Toy, ToyLatent
 
 SHARES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)

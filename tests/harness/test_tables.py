@@ -15,12 +15,13 @@ import pytest
 
 from harness import store
 from harness.errors import HarnessError
+from harness.files import write_atomic
 from harness.ledger import ACCOUNTS
-from harness.records import Borrowed, Cell, Cost, Environment, EvalRecord, Number, RunRecord, Spend
+from harness.records import Borrowed, Cell, Cost, Environment, EvalRecord, Number, RunRecord, Spend, StudyRecord
 from harness.records import TestOpened as Opened
 from harness.report import anytime, console, finish, format, render, status
 from harness.report.layout import Section, Table, footnotes
-from harness.report.tables import build, write_all
+from harness.report.tables import build, of_study, write_all
 from harness.store import Study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
@@ -128,6 +129,8 @@ def write_study(folder: Path, runs: list[RunRecord], evals: list[EvalRecord]) ->
         else:
             place = study.run(record.key or "").evals(record.share or 0.0, record.cheap)
         store.write(place / f"{record.eval}.json", record)
+    asked = StudyRecord(request={}, keys=[run.key for run in runs])
+    write_atomic(folder / "study.json", asked.model_dump_json())
     return study
 
 
@@ -170,6 +173,14 @@ def test_the_order_of_records_changes_no_byte(name: str) -> None:
         shuffle(runs)
         shuffle(evals)
         assert render.render(build(runs, evals), name) == first
+
+
+def test_runs_of_other_settings_in_the_same_folder_are_left_out(tmp_path: Path) -> None:
+    runs, evals = made_study()
+    study = write_study(tmp_path, runs, evals)
+    other = runs[0].model_copy(update={"key": "umd-of-another-mask-ratio"})
+    store.write(study.run(other.key).record, other)
+    assert of_study(study) == build(runs, evals)
 
 
 def test_write_all_from_the_store_repeats_byte_for_byte(tmp_path: Path) -> None:
