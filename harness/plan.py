@@ -26,8 +26,10 @@ def show_plan(study: Study, out: Path, data_dir: Path | None) -> None:
         left_s += owed_s or 0.0
         table.add_row(job.label, state, str(job.train.batch_size), f"{_trained(job):,}", _price(job, share, owed_s))
     console = Console()
+    for column in table.columns:
+        column.no_wrap = True
     console.print(table)
-    console.print(_summary(study, todo, left_s, place), highlight=False)
+    console.print(_summary(study, todo, left_s, place), highlight=False, soft_wrap=True)
 
 
 def _standing(place: store.Study, job: Job) -> tuple[str, float]:

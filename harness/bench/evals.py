@@ -80,10 +80,7 @@ def _pair(sides: dict[str, Callable[[], str]], rounds: int) -> list[list[str]]:
 
     seconds = interleave({name: (lambda name=name: measure(name)) for name in sides}, rounds)
     first = next(iter(seconds.values()))
-    return [
-        [name, Spread.of(s).text(".2f"), ratios(s, first).text(".2f"), said[name]]
-        for name, s in seconds.items()
-    ]
+    return [[name, Spread.of(s).text(".2f"), ratios(s, first).text(".2f"), said[name]] for name, s in seconds.items()]
 
 
 class Lab:
@@ -158,7 +155,5 @@ class _Probe(nn.Sequential):
 @torch.no_grad()
 def _top1(probe: nn.Module, features: Callable, within: Context, tap) -> float:
     test = within.part("test")
-    guesses = [
-        probe(features(test.chunk(i, BATCH), tap)).argmax(dim=1).cpu() for i in range(0, test.n, BATCH)
-    ]
+    guesses = [probe(features(test.chunk(i, BATCH), tap)).argmax(dim=1).cpu() for i in range(0, test.n, BATCH)]
     return 100 * (torch.cat(guesses) == test.labels).double().mean().item()

@@ -31,9 +31,7 @@ def _spec(images: np.ndarray) -> DataSpec:
 class Ours:
     """A `Stage` over the images; `precision` auto picks the faster one as a time budget does."""
 
-    def __init__(
-        self, images: np.ndarray, size: str, precision: str, batch_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, images: np.ndarray, size: str, precision: str, batch_size: int, device: torch.device) -> None:
         spec, rng = _spec(images), Rng(0).at("train").to(device)
         method = load_method("mae")
         with torch.random.fork_rng(devices=[]):

@@ -42,9 +42,7 @@ def require(checkout: Path | None) -> Path:
         )
     lacking = [name for name in FILES if not (checkout / name).is_file()]
     if lacking:
-        raise HarnessError(
-            f"{checkout} lacks {', '.join(lacking)}", "a checkout of the MAE paper's code", next_step
-        )
+        raise HarnessError(f"{checkout} lacks {', '.join(lacking)}", "a checkout of the MAE paper's code", next_step)
     return checkout.resolve()
 
 
@@ -121,9 +119,7 @@ class Feed:
 class Reference:
     """Its model, its AdamW, its scaler and its `train_one_epoch`, on our images and widths."""
 
-    def __init__(
-        self, checkout: Path, images: np.ndarray, config: Any, batch_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, checkout: Path, images: np.ndarray, config: Any, batch_size: int, device: torch.device) -> None:
         restore_old_names()
         sys.path.insert(0, str(checkout))
         import engine_pretrain  # type: ignore[import-not-found]

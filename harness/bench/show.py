@@ -7,9 +7,7 @@ from collections.abc import Sequence
 PIPE_WIDTH = 120
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
-) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table, every column but the first to the right, and the notes under it."""
     from rich import box
     from rich.console import Console

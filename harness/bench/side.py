@@ -61,9 +61,7 @@ class Side:
             self._process.wait()
             self._complaints.seek(0)
             said = self._complaints.read().strip().splitlines() or ["nothing was said"]
-            raise HarnessError(
-                f"the {self.name} loop stopped: {said[-1]}", "a loop that runs", "\n".join(said[-12:])
-            )
+            raise HarnessError(f"the {self.name} loop stopped: {said[-1]}", "a loop that runs", "\n".join(said[-12:]))
         return json.loads(answer)
 
     def __enter__(self) -> Side:

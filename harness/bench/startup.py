@@ -26,8 +26,7 @@ def bench(rounds: int = ROUNDS) -> None:
     interleave(sides, 1)  # fills the disk cache and writes the bytecode
     seconds = interleave(sides, rounds)
     rows = [
-        (name, f"{Spread.of(s).text('.3f')}", f"{ratios(s, seconds[HELP]).text('.2f')}")
-        for name, s in seconds.items()
+        (name, f"{Spread.of(s).text('.3f')}", f"{ratios(s, seconds[HELP]).text('.2f')}") for name, s in seconds.items()
     ]
     table(
         f"start-up, median of {rounds} interleaved rounds (lowest to highest)",

@@ -36,9 +36,7 @@ NOTES = (
 THEIRS, OURS, OURS_FP32 = "reference", "harness", "harness, fp32"
 
 
-def bench(
-    reference: Path | None, data_dir: Path | None, sizes: tuple[str, ...] = SIZES, rounds: int = ROUNDS
-) -> None:
+def bench(reference: Path | None, data_dir: Path | None, sizes: tuple[str, ...] = SIZES, rounds: int = ROUNDS) -> None:
     """Print images/s of both loops, their ratio, and where the time of a step goes."""
     checkout = require(reference)
     with _images(data_dir) as (title, file):
@@ -109,9 +107,7 @@ def _measure(size: str, checkout: str, images: str, rounds: int) -> tuple[list[l
 def _require_equal(sides: dict[str, Side]) -> None:
     found = {name: side.about["parameters"] for name, side in sides.items()}
     if len(set(found.values())) > 1:
-        raise HarnessError(
-            f"the networks differ: {found} trained parameters", "the same network on both sides"
-        )
+        raise HarnessError(f"the networks differ: {found} trained parameters", "the same network on both sides")
 
 
 def _plan(reference: Side) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def _row(name: str, item: Available) -> Row:
     where = {
         "embedded": "inside scikit-learn",
         "found": str(item.where),
-        "missing": f"missing: {catalog.how_to_get(entry)}",
+        "missing": f"missing; {catalog.how_to_get(entry)}",
     }[item.status]
     return Row(name, entry.title, f"{entry.train_n:,} + {entry.test_n:,}", f"{entry.size} px", where, entry.note)
 
@@ -61,15 +61,22 @@ def run_action(action: str, name: str | None, data_dir: Path | None = None) -> N
 
 
 def _print_rows(rows: list[Row]) -> None:
+    """A line for each name, whole names before whole paths; then what there is to know of some of them."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "title", "train + test", "size", "where"):
-        table.add_column(title, overflow="fold")
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", "train + test", "size"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("where", overflow="fold")
     for row in rows:
-        table.add_row(row.name, f"{row.title}\n[dim]{row.note}[/dim]" if row.note else row.title, *row[2:5])
-    Console().print(table)
+        table.add_row(row.name, row.images, row.size, row.where)
+    console.print(table)
+    console.print()
+    for row in rows:
+        if row.note:
+            console.print(f"{row.name}: {row.note}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def _fetch(name: str, data_dir: Path | None) -> None:
