@@ -36,7 +36,7 @@ def _row(name: str, item: Available) -> Row:
     where = {
         "embedded": "inside scikit-learn",
         "found": str(item.where),
-        "missing": f"missing; {catalog.how_to_get(entry)}",
+        "missing": f"missing: {catalog.how_to_get(entry)}",
     }[item.status]
     return Row(name, entry.title, f"{entry.train_n:,} + {entry.test_n:,}", f"{entry.size} px", where, entry.note)
 
