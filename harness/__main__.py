@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+
+STOPPED = 130  # exit status after Ctrl-C, by the shell's custom; typer turns KeyboardInterrupt into it
 
 
 def main() -> None:
@@ -14,10 +17,12 @@ def main() -> None:
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        words = " ".join(sys.argv[1:])
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != STOPPED:
+            raise
+        words = shlex.join(sys.argv[1:])
         print(f"\nstopped; nothing finished is lost. Go on with:\n  python -m harness {words}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ UNITS: dict[str, tuple[str, float]] = {
 }
 TIME = ("device_s", "wall_s")
 LONGEST_WALL_S = 10 * 365 * 24 * 3600.0
+LARGEST = {"flop": 1e28, "img": 1e13, "epoch": 1e7, "step": 1e10}
 EXAMPLE = "for example: --budget 1min, --budget 100gpu-h, --budget 300step, --budget 1e15flop"
 
 
@@ -90,8 +91,10 @@ def parse_budget(text: str) -> Budget:
     budget = Budget(amount, unit)
     if budget.is_time and budget.limit > LONGEST_WALL_S:
         raise HarnessError(f"the budget {text!r} is longer than ten years", "something a machine can finish", EXAMPLE)
-    if budget.reads == "step" and amount != int(amount):
-        raise HarnessError(f"the budget {text!r} ends within a step", "a whole number of steps", EXAMPLE)
+    if budget.reads in LARGEST and budget.limit > LARGEST[budget.reads]:
+        raise HarnessError(f"the budget {text!r} is beyond any machine", "something a machine can finish", EXAMPLE)
+    if budget.reads in ("step", "img") and amount != int(amount):
+        raise HarnessError(f"the budget {text!r} is no whole number", f"a whole number of {budget.reads}s", EXAMPLE)
     return budget
 
 

@@ -37,10 +37,13 @@ RUNS = Path("runs")
 def _study(words, methods, budget, dataset, size, seeds, evals, name):
     """The study that a study file, the options and the KEY=VALUE words ask for, in that order of precedence."""
     from harness.config import parse_words
+    from harness.errors import HarnessError
     from harness.study import build, merge, read_file
 
     words = words or []
     files = [w for w in words if w.endswith(".toml") and "=" not in w]
+    if len(files) > 1:
+        raise HarnessError(f"{len(files)} study files: {' '.join(files)}", "one", "settings follow as KEY=VALUE")
     asked = read_file(Path(files[0])) if files else {}
     options = {
         "methods": methods,
@@ -79,8 +82,8 @@ def run(
     from harness.signals import Stopper
 
     with Stopper().installed() as stopper:
-        place = run_study(study, out, choose(), stopper, data_dir)
-        raise typer.Exit(finish(place))
+        place, failures = run_study(study, out, choose(), stopper, data_dir)
+        raise typer.Exit(finish(place, failures))
 
 
 @app.command()
@@ -121,7 +124,7 @@ def status(study: StudyDir) -> None:
 @app.command("eval")
 def evaluate(
     study: StudyDir,
-    evals: Annotated[str, typer.Option(help="Names separated by commas.")] = "linear,knn,generation",
+    evals: Annotated[str | None, typer.Option(help="Names separated by commas. [default: the study's]")] = None,
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Eval settings.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -138,8 +141,8 @@ def evaluate(
 
     with Stopper().installed():
         place = Study(study)
-        evaluate_study(place, evals, parse_words(words or []), choose(), data_dir)
-        finish(place)
+        failures = evaluate_study(place, evals, parse_words(words or []), choose(), data_dir)
+        raise typer.Exit(finish(place, failures))
 
 
 @app.command()

@@ -6,16 +6,17 @@ Idempotent: it asks the store what is done and does the rest. Nothing finished i
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness import store
 from harness.display import Display
-from harness.errors import CannotWrite, HarnessError
+from harness.errors import CannotWrite, HarnessError, said
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.files import explain, write_atomic
+from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import RunRecord, StudyRecord
 from harness.resolve import Job, jobs
@@ -50,8 +51,10 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.close()
 
 
-def run_study(study: Study, out: Path, display: Display, stopper: Stopper, data_dir: Path | None = None) -> store.Study:
-    """Every cell pre-trained and evaluated. Returns the study's folder.
+def run_study(
+    study: Study, out: Path, display: Display, stopper: Stopper, data_dir: Path | None = None
+) -> tuple[store.Study, list[str]]:
+    """Every cell pre-trained and evaluated. Returns the study's folder and a line for each thing that failed.
 
     A cell that diverges or fails is recorded as what it is and the others go on.
     Raises KeyboardInterrupt when asked to stop, after saving.
@@ -59,27 +62,27 @@ def run_study(study: Study, out: Path, display: Display, stopper: Stopper, data_
     todo = jobs(study, data_dir)
     place = store.Study(out / study.folder_name())
     with only_writer(place.path):
-        asked = StudyRecord(request=study.asked(), keys=[job.key for job in todo])
+        asked = StudyRecord(request=study.asked(), keys=_kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")
-        display.start([job.label for job in todo])
-        try:
-            for job in todo:
-                _bring_to_end(job, study, place, display, stopper)
-            _references(todo, study, place, display)
-        finally:
-            display.stop()
-    return place
+        failures = _each(todo, study, place, display, lambda job: _pretrained(job, place, display, stopper))
+    return place, failures
 
 
 def evaluate_study(
-    place: store.Study, evals: str, words: dict[str, Any], display: Display, data_dir: Path | None = None
-) -> None:
-    """The named evals, with settings from `words`, on every finished run of a study. Trains nothing.
+    place: store.Study, evals: str | None, words: dict[str, Any], display: Display, data_dir: Path | None = None
+) -> list[str]:
+    """The named evals (the study's own for None), with settings from `words`, on every finished run. Trains nothing.
 
-    Raises HarnessError when the study's code or data changed so that its runs cannot be recognised.
+    Returns a line for each thing that failed. Raises HarnessError when the study's code or data changed so that its
+    runs cannot be recognised, or when `words` set anything but evals.
     """
     asked = place.asked()
-    study = build(merge(asked.request, {"evals": evals, **words}))
+    foreign = [section for section in words if section not in eval_plugins()]
+    if foreign:
+        raise HarnessError(
+            f"{foreign[0]!r} is no eval, and nothing is trained here", "EVAL.KEY=VALUE", "for example: knn.k=5"
+        )
+    study = build(merge(asked.request, words | ({"evals": evals} if evals else {})))
     with only_writer(place.path):
         todo = [job for job in jobs(study, data_dir) if place.run(job.key).record.exists()]
         if not todo:
@@ -88,60 +91,66 @@ def evaluate_study(
                 "the code and data that made the study",
                 f"python -m harness status {place.path}",
             )
-        display.start([job.label for job in todo])
-        try:
-            for job in todo:
-                record = store.read_as(RunRecord, place.run(job.key).record)
+        return _each(todo, study, place, display, lambda job: store.read_as(RunRecord, place.run(job.key).record))
+
+
+def _kept(place: store.Study, todo: list[Job]) -> list[str]:
+    """Runs of earlier commands in this folder that stay in its tables: those whose cells are not asked for anew."""
+    if not (place.path / "study.json").exists():
+        return []
+    before, cells = set(place.asked().keys), [job.cell for job in todo]
+    return [run.key for run in place.runs() if run.key in before and run.cell not in cells]
+
+
+def _each(
+    todo: list[Job], study: Study, place: store.Study, display: Display, pretrained: Callable[[Job], RunRecord]
+) -> list[str]:
+    """Bring every job, and then the reference rows, to their end; a line for each that failed."""
+    failures: list[str] = []
+    display.start([job.label for job in todo])
+    try:
+        for job in todo:
+            with _failing(job.label, place.run(job.key), display, failures):
+                record = pretrained(job)
                 if record.state == "finished":
                     evaluate_run(job, study, place, display)
                 display.done(job.label, _state_line(record))
-            _references(todo, study, place, display)
-        finally:
-            display.stop()
+        for data in {job.cell.dataset: job.data for job in todo}.values():
+            with _failing(f"references of {data.spec.name}", place.references(data.spec.name), display, failures):
+                evaluate_references(data, study, place, display)
+    finally:
+        display.stop()
+    return failures
 
 
-def _references(todo: list[Job], study: Study, place: store.Study, display: Display) -> None:
-    for data in {job.cell.dataset: job.data for job in todo}.values():
-        evaluate_references(data, study, place, display)
-
-
-def _bring_to_end(job: Job, study: Study, place: store.Study, display: Display, stopper: Stopper) -> None:
-    """One cell, pre-trained and evaluated."""
+def _pretrained(job: Job, place: store.Study, display: Display, stopper: Stopper) -> RunRecord:
     folder = place.run(job.key)
     record = store.read_as(RunRecord, folder.record) if folder.record.exists() else None
+    if record is not None and record.state in ENDED:
+        return record
+    return pretrain_run(job, folder, record, display, stopper)
+
+
+@contextmanager
+def _failing(label: str, folder: store.RunFolder, display: Display, failures: list[str]) -> Iterator[None]:
+    """What fails in here is told, kept beside the records with its traceback, and does not stop the rest.
+
+    A full disk does: no other cell would fare better.
+    """
     try:
-        if record is None or record.state not in ENDED:
-            record = pretrain_run(job, folder, record, display, stopper)
-        if record.state == "finished":
-            evaluate_run(job, study, place, display)
-        display.done(job.label, _state_line(record))
+        yield
+        folder.error.unlink(missing_ok=True)
     except Interrupted:
         raise KeyboardInterrupt from None
     except CannotWrite:
         raise
     except Exception as error:
-        _record_failure(job, folder, error)
-        display.done(job.label, f"failed: {_said(error)} (see {folder.path / 'error.txt'})")
+        write_atomic(folder.error, "".join(traceback.format_exception(error)))
+        failures.append(f"{label}: {said(error)} (see {folder.error})")
+        display.done(label, f"failed: {said(error)}")
 
 
 def _state_line(record: RunRecord) -> str:
     if record.state != "finished":
         return f"{record.state}: {record.message}"
     return f"finished at {record.spend.share:.2%} of budget, loss {record.final_loss:.4f}"
-
-
-def _said(error: Exception) -> str:
-    """An error in one line; our own are sentences already."""
-    first = (str(error).splitlines() or [""])[0]
-    return first if isinstance(error, HarnessError) else f"{type(error).__name__}: {first}"
-
-
-def _record_failure(job: Job, folder: store.RunFolder, error: Exception) -> None:
-    """A cell that crashed stays in the table as what it is; its traceback lies beside its record."""
-    write_atomic(folder.path / "error.txt", "".join(traceback.format_exception(error)))
-    if not folder.record.exists():
-        return
-    record = store.read_as(RunRecord, folder.record)
-    if record.state not in ENDED:
-        failed = {"state": "failed", "message": _said(error)}
-        store.write(folder.record, record.model_copy(update=failed))

@@ -29,6 +29,12 @@ class Diverged(Exception):
         super().__init__(f"non-finite {term} ({value}) at step {step}")
 
 
+def said(error: Exception) -> str:
+    """An error in one line; our own are sentences already."""
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, HarnessError) else f"{type(error).__name__}: {first}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str], next_step: str = "") -> HarnessError:
     """The error for a name that is not among the known ones, with the nearest known name first."""
     names = sorted(known)

@@ -6,6 +6,7 @@ the anytime curve. What has a record with the same settings and protocol is not 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,38 +34,38 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
     configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
     shares = sorted({*FULL, *job.train.snapshots})
     for share, cheap in [(s, False) for s in FULL] + [(s, True) for s in shares]:
-        place = folder.evals(share, cheap)
-        missing = [name for name in configs if not _is_done(place / f"{name}.json", name, configs[name])]
-        missing = [name for name in missing if _applies(name, job.method_class, share, cheap)]
+        place, weights = folder.evals(share, cheap), _snapshot(job, folder, share)
+        subject = Subject(job.cell, job.key, None, share, "ema" if job.train.ema else "raw", weights.name)
+        wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
+        missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
         if not missing:
             continue
-        display.phase(
-            job.label,
-            f"evaluating {', '.join(missing)} at {share:g} of budget" + (" (quick)" if cheap else ""),
-        )
-        method = _load(job, folder, share)
+        quick = " (quick)" if cheap else ""
+        display.phase(job.label, f"evaluating {', '.join(missing)} at {share:g} of budget{quick}")
+        method = job.build()
+        method.load_state_dict(checkpoint.load_snapshot(weights))
         context = _context(method, job.data, job.cell.seed, place, study_folder.cache(), cheap)
-        subject = Subject(job.cell, job.key, None, share, "ema" if job.train.ema else "raw")
         for name in missing:
             _run_eval(name, context, configs[name], subject, place)
 
 
 def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool:
-    """An untrained network is compared in recognition only, and a snapshot is too short of samples to be drawn from."""
+    """Samples are drawn from the final weights only: at the quick evals' count a distance says nothing."""
     needs = load_eval(name).NEEDS
-    return needs == "features" or (share == 1.0 and not cheap and callable(getattr(method, needs, None)))
+    return can(method, needs) and (needs == "features" or (share == 1.0 and not cheap))
 
 
-def _is_done(path: Path, name: str, config: Any) -> bool:
-    """Whether a record of the same settings and protocol is there."""
+def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | None = None) -> bool:
+    """Whether a record of the same weights, data, settings and protocol is there."""
     if not path.exists():
         return False
     found = store.read_as(EvalRecord, path)
-    return found.config == plain(config) and found.protocol == load_eval(name).PROTOCOL
+    same = (found.config, found.protocol, found.data_revision, found.snapshot)
+    return same == (plain(config), load_eval(name).PROTOCOL, data.revision, snapshot)
 
 
-def _load(job: Job, folder: RunFolder, share: float) -> Method:
-    """The method with a snapshot's weights, ready to be evaluated."""
+def _snapshot(job: Job, folder: RunFolder, share: float) -> Path:
+    """The file of the weights at a share of the budget."""
     path = checkpoint.find_snapshot(folder.snapshots, share)
     if path is None:
         raise HarnessError(
@@ -72,15 +73,13 @@ def _load(job: Job, folder: RunFolder, share: float) -> Method:
             f"a file {share:.4f}-*.safetensors in {folder.snapshots}",
             f"delete {folder.path} and repeat the command",
         )
-    method = job.build()
-    method.load_state_dict(checkpoint.load_snapshot(path))
-    return method.requires_grad_(False).eval().to(machine.device())
+    return path
 
 
 def _context(method: Method, data: Dataset, seed: int, place: Path, cache: Path, cheap: bool) -> Context:
     device = machine.device()
     return Context(
-        method,
+        method.requires_grad_(False).eval().to(device),
         data,
         Rng(seed).at("evaluate"),
         pictures=place,
@@ -95,22 +94,26 @@ def _context(method: Method, data: Dataset, seed: int, place: Path, cache: Path,
 def _run_eval(name: str, context: Context, config: Any, subject: Subject, place: Path) -> None:
     environment = machine.environment(context.precision, compiled=False)
     record = evaluate(name, context, config, subject=subject, environment=environment)
-    if record is not None:
-        store.write(place / f"{name}.json", record)
+    if record is None:
+        return
+    path = place / f"{name}.json"
+    if path.exists():  # every look at the test split stays on record, also of the evals that this one replaces
+        before = store.read_as(EvalRecord, path).test_opened
+        record = record.model_copy(update={"test_opened": [*before, *record.test_opened]})
+    store.write(path, record)
 
 
 def evaluate_references(data: Dataset, study: Study, place: store.Study, display: Display) -> None:
     """The rows every table needs beside the methods: raw pixels, and real images drawn instead of samples."""
     from evals._references import REFERENCES
 
-    for title, reference in REFERENCES.items():
-        folder = place.reference(data.spec.name, title)
-        configs = {n: eval_config(study, n, study.size[0]) for n in study.evals if can(reference, load_eval(n).NEEDS)}
-        missing = {n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c)}
+    for (title, reference), size in itertools.product(REFERENCES.items(), study.size):
+        folder = place.reference(data.spec.name, f"{title} {size}")
+        configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
+        missing = {n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data)}
         if not missing:
             continue
         display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(missing)}")
-        method = reference(data).eval().to(machine.device())
-        context = _context(method, data, 0, folder, place.cache(), cheap=False)
+        context = _context(reference(data), data, 0, folder, place.cache(), cheap=False)
         for name, config in missing.items():
             _run_eval(name, context, config, Subject(reference=title), folder)

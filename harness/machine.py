@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import gc
 import os
 import platform
 import resource
@@ -72,6 +75,9 @@ def environment(precision: str, compiled: bool) -> Environment:
 
 def forget_peak_memory() -> None:
     """Start a new peak, so that the peak of one run is not that of the run before it in the same process."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc: give back what earlier runs freed
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -147,6 +147,11 @@ class Method(Objective):
         """
         return None
 
+    def borrowed(self) -> list[dict[str, Any]]:
+        """What this config starts from that was computed elsewhere, beyond what the card says: what, parameters, cost
+        (harness.records.Borrowed)."""
+        return []
+
     # -- recognise ----------------------------------------------------------------------------------------------
 
     def taps(self) -> list[Tap]:

@@ -18,7 +18,7 @@ def show_plan(study: Study, out: Path, data_dir: Path | None) -> None:
 
     place = store.Study(out / study.folder_name())
     todo = jobs(study, data_dir)
-    table = Table("cell", "state", "batch", "trained", "to charge", box=None, pad_edge=False)
+    table = Table("cell", "state", "batch", "parameters", "to charge", box=None, pad_edge=False)
     left_s = 0.0
     for job in todo:
         state, share = _standing(place, job)
@@ -52,9 +52,8 @@ def _trained(job: Job) -> int:
 
 def _price(job: Job, share: float, owed_s: float | None) -> str:
     if owed_s is None:
-        return f"{job.budget.amount * (1 - share):.6g} {job.budget.unit}; time known once it runs"
-    unit = "of GPU time" if job.budget.reads == "device_s" else "of wall time"
-    return f"{duration(owed_s)} {unit}"
+        return f"{job.budget.amount * (1 - share):.6g} {job.budget.unit}"
+    return f"{duration(owed_s)} {'GPU' if job.budget.reads == 'device_s' else 'wall'}"
 
 
 def _summary(study: Study, todo: list[Job], left_s: float, place: store.Study) -> str:

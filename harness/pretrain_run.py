@@ -6,7 +6,7 @@ from harness import checkpoint, machine, store
 from harness.budget import Meter
 from harness.config import plain
 from harness.display import Display
-from harness.errors import Diverged
+from harness.errors import CannotWrite, Diverged, said
 from harness.method import Method
 from harness.plugins import card
 from harness.records import Borrowed, Cost, RunRecord, Spend
@@ -27,6 +27,9 @@ def pretrain_run(
     machine.forget_peak_memory()
     device = machine.device()
     method = job.build()
+    about = card(job.cell.method)
+    borrowed = [Borrowed(**item) for item in [*about.get("borrowed", []), *method.borrowed()]]
+    record = record.model_copy(update={"borrowed": borrowed})
     work = Pretraining(
         method=method,
         fit=job.data.fit,
@@ -41,8 +44,8 @@ def pretrain_run(
         say=lambda line: display.say(f"{job.label}: {line}"),
         should_stop=lambda: stopper.asked,
     )
-    state, message = "finished", None
     display.phase(job.label, "starting" if before is None else "going on")
+    state, message = "finished", None
     try:
         with stopper.graceful():
             work.run()
@@ -51,15 +54,24 @@ def pretrain_run(
     except Interrupted:
         store.write(folder.record, _closing(record, work, method, "interrupted", None))
         raise
+    except CannotWrite:
+        raise
+    except Exception as error:
+        store.write(folder.record, _closing(record, work, method, "failed", said(error)))
+        raise
     record = _closing(record, work, method, state, message)
     store.write(folder.record, record)
     if state == "finished":
         checkpoint.prune(folder.checkpoints, keep=1)
+    if stopper.asked:  # during the last step: nothing is left to save
+        raise Interrupted
     return record
 
 
 def _opening(job: Job, before: RunRecord | None) -> RunRecord:
-    about = card(job.cell.method)
+    """The record as an attempt begins; what an earlier attempt measured stays until this one knows better."""
+    if before is not None:
+        return before.model_copy(update={"state": "running", "message": None, "attempts": before.attempts + 1})
     return RunRecord(
         key=job.key,
         cell=job.cell,
@@ -67,9 +79,7 @@ def _opening(job: Job, before: RunRecord | None) -> RunRecord:
         train=plain(job.train),
         data_revision=job.data.revision,
         state="running",
-        attempts=1 if before is None else before.attempts + 1,
-        borrowed=[Borrowed(**item) for item in about.get("borrowed", [])],
-        notes=about.get("notes", []),
+        notes=card(job.cell.method).get("notes", []),
     )
 
 
@@ -88,12 +98,12 @@ def _closing(record: RunRecord, work: Pretraining, method: Method, state: str, m
         "ledger": {name: round(seconds, 3) for name, seconds in work.ledger.snapshot().items()},
         "environment": machine.environment(stage.precision, stage.compiled) if stage else None,
         "final_loss": stage.loss if stage else None,
-        "cost": _cost(work, method) if stage else None,
+        "cost": _cost(work, method, record.cost) if stage and state != "failed" else record.cost,
     }
     return RunRecord.model_validate(record.model_dump() | update)
 
 
-def _cost(work: Pretraining, method: Method) -> Cost:
+def _cost(work: Pretraining, method: Method, before: Cost | None) -> Cost:
     trained = [p for p in method.parameters() if p.requires_grad]
     train_s = work.ledger.snapshot()["train"]
     method.eval()
@@ -105,6 +115,6 @@ def _cost(work: Pretraining, method: Method) -> Cost:
         flop_train_img=work.flop_per_image.get("train", work.flop_per_image[work.stage.name]),
         flop_features_img=flop_features,
         img_s=work.train_img / train_s if train_s > 0 else None,
-        peak_memory_bytes=machine.peak_memory_bytes(),
-        outside_share=work.stage.timing.outside_share(),
+        peak_memory_bytes=max(machine.peak_memory_bytes(), before.peak_memory_bytes or 0 if before else 0),
+        outside_share=work.stage.timing.outside_share(work.stage.step, train_s) if work.stage.name == "train" else None,
     )

@@ -126,6 +126,7 @@ class EvalRecord(Model):
     share: float | None = None  # of the budget at which the snapshot was taken; 0 is the untrained network
     cheap: bool = False  # a quick subset for the anytime curve, never shown beside full evals
     weights: Literal["ema", "raw", "none"] = "none"
+    snapshot: str | None = None  # the evaluated file, whose name carries its checksum
     config: dict[str, Any]
     seed: int
     numbers: dict[str, Number]

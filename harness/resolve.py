@@ -17,10 +17,7 @@ from harness.method import INTERFACE, Method
 from harness.plugins import card, load_eval, load_method
 from harness.records import Cell
 from harness.study import Study, slug
-from harness.train.settings import BATCH, TrainConfig
-
-# Settings that change how a run is watched and saved, not what it computes: no part of its key.
-UNKEYED = ("checkpoint_s", "log_s")
+from harness.train.settings import BATCH, UNKEYED, TrainConfig
 
 
 @dataclass(frozen=True)

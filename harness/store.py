@@ -73,6 +73,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.cache = path / "cache"
+        self.error = path / "error.txt"  # the traceback, where the last attempt failed
 
     def evals(self, share: float, cheap: bool = False) -> Path:
         return self.path / "evals" / (f"{share:.4f}" + ("-quick" if cheap else ""))
@@ -86,6 +87,9 @@ class Study:
 
     def run(self, key: str) -> RunFolder:
         return RunFolder(self.path / "runs" / key)
+
+    def references(self, dataset: str) -> RunFolder:
+        return RunFolder(self.path / "references" / dataset)
 
     def reference(self, dataset: str, name: str) -> Path:
         return self.path / "references" / dataset / name.replace(" ", "-")

@@ -36,6 +36,7 @@ class Subject:
     reference: str | None = None
     share: float | None = None
     weights: Literal["ema", "raw", "none"] = "none"
+    snapshot: str | None = None
 
     @property
     def who(self) -> str:
@@ -82,6 +83,7 @@ def evaluate(
         share=subject.share,
         cheap=context.cheap,
         weights=subject.weights,
+        snapshot=subject.snapshot,
         config=plain(config),
         seed=context.rng.seed,
         numbers=outcome.numbers,

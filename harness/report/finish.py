@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.files import write_atomic
 from harness.store import Study
 
 
-def finish(study: Study) -> int:
+def finish(study: Study, failures: Sequence[str] = ()) -> int:
     """Write the study's tables, print them, and say where the records, the pictures and the next command are.
 
-    Returns the exit status: 1 when a run failed.
+    `failures` says what did not work, a line each. Returns the exit status: 1 when there is one.
     """
     from harness.report import console, tables
 
     paths = tables.write_all(study)
     console.show(study)
-    pictures = sorted(study.path.glob("runs/*/evals/1.0000/*.png"))
+    asked = set(study.asked().keys)
+    pictures = [p for p in sorted(study.path.glob("runs/*/evals/1.0000/*.png")) if p.parts[-4] in asked]
     print(f"\nrecords   {study.path / 'runs'}")
     print(f"tables    {study.tables()}/tables.{{{','.join(p.suffix[1:] for p in paths)}}}")
+    for path in _write_curve(study, asked):
+        print(f"curve     {path}")
     for picture in pictures:
         print(f"samples   {picture}")
-    failed = [run for run in study.runs() if run.state == "failed"]
-    for run in failed:
-        print(f"failed    {run.key}: {run.message} (see {study.run(run.key).path / 'error.txt'})")
-    print(f"next      python -m harness status {study.path}" if failed else _next(study, paths))
-    return 1 if failed else 0
+    for line in failures:
+        print(f"failed    {line}")
+    print(f"next      python -m harness status {study.path}" if failures else _next(study, paths))
+    return 1 if failures else 0
+
+
+def _write_curve(study: Study, asked: set[str]) -> list[Path]:
+    """The anytime curve of the runs asked for, as CSV and PNG; nothing where no snapshot was evaluated."""
+    from harness.report import anytime
+
+    runs = [run for run in study.runs() if run.key in asked]
+    curve = anytime.points(runs, [e for e in study.evals() if e.key in asked])
+    if not curve:
+        return []
+    table = study.tables() / "anytime.csv"
+    write_atomic(table, anytime.to_csv(curve))
+    return [table, anytime.plot(curve, study.tables() / "anytime.png")]
 
 
 def _next(study: Study, paths: list[Path]) -> str:

@@ -52,7 +52,8 @@ class _Builder:
             columns.append(Column("state", numeric=False))
         columns += [Column(title, numeric=False) for title in closing]
         rows = [Row(line.kind, tuple(self._cells(line, closing.values()))) for line in self.lines]
-        said = [describe(key, value) for key, value in sorted(self.conditions.items()) if key[0] != "n"]
+        stated = [key for key in sorted(self.conditions) if key[0] not in ("n", "settings")]
+        said = [describe(key, self.conditions[key]) for key in stated]
         made = Section(
             self.group.heading,
             "; ".join(said),
@@ -87,7 +88,7 @@ class _Builder:
     def _of_references(self, references: Sequence[EvalRecord]) -> list[Line]:
         wanted = {key for line in self.lines for seed in line.records for key in seed}
         rows: dict[str, Records] = {}
-        for record in references:
+        for record in self._fitting(references):
             place = (record.eval, record.dataset)
             if record.dataset != self.group.dataset and place not in wanted:
                 continue
@@ -97,6 +98,15 @@ class _Builder:
                 self.conditions |= of_eval(record, self.table)
         ordered = sorted(rows, key=lambda name: (name != FLOOR, name))
         return [Line("reference", name, records=[rows[name]]) for name in ordered]
+
+    def _fitting(self, references: Sequence[EvalRecord]) -> list[EvalRecord]:
+        """Of the references that differ in settings only, the one that agrees with the section, else the last."""
+        chosen: dict[tuple[str | None, str, str], EvalRecord] = {}
+        for record in references:
+            place = (record.reference, record.eval, record.dataset)
+            if place not in chosen or not differences(of_eval(record, self.table), self.conditions):
+                chosen[place] = record
+        return list(chosen.values())
 
     def _admitted(self, records: Records, who: str) -> Records:
         """The records with numbers in this table that agree with the section; what is left out is said."""

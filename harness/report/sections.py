@@ -7,6 +7,7 @@ sections.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from harness.errors import HarnessError
 from harness.method import SIZES
 from harness.records import Cell, EvalRecord, RunRecord
 from harness.report.format import MISSING
+from harness.train.settings import UNKEYED
 
 Conditions = dict[tuple[str, str], str]  # (what, of which) -> value
 Records = dict[tuple[str, str], EvalRecord]  # (eval, data set) -> the newest full record
@@ -61,13 +63,13 @@ class Group:
 def gather(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> tuple[list[Trial], list[EvalRecord], list[str]]:
     """Trials, reference records, and the keys of evals whose run is not among `runs`; each in fixed order."""
     trials = {run.key: Trial(run) for run in sorted(runs, key=_order)}
-    references: dict[tuple[str, str, str], EvalRecord] = {}
+    references: dict[tuple[str, ...], EvalRecord] = {}
     strays = set()
     for record in sorted(evals, key=_age):  # a newer record takes the place of an older one
         place = (record.eval, record.dataset)
         if record.reference is not None:
             if not record.cheap:
-                references[record.reference, *place] = record
+                references[record.reference, *place, json.dumps(record.config, sort_keys=True)] = record
             continue
         if record.key not in trials:
             strays.add(record.key or "without a key")
@@ -117,6 +119,7 @@ def of_eval(record: EvalRecord, table: str) -> Conditions:
     own = {
         ("data revision", record.dataset): record.data_revision,
         ("protocol", record.eval): str(record.protocol),
+        ("settings", record.eval): json.dumps(record.config, sort_keys=True),
     }
     return own | counts
 
@@ -139,6 +142,8 @@ def describe(key: tuple[str, str], value: str) -> str:
         return f"n {value} ({of})"
     if what == "data revision":
         return f"{of} {what} {value[:12]}"  # a digest; its head tells revisions apart
+    if what == "settings":
+        return f"{of} settings {value}"
     return value if what == "device" else f"{of} {what} {value}"
 
 
@@ -150,7 +155,7 @@ def device(run: RunRecord) -> str:
 def settings(run: RunRecord) -> dict[str, object]:
     """What makes two runs of a method a different row: its config and training settings, but not the seed."""
     flat = {f"{run.cell.method}.{k}": v for k, v in run.config.items()}
-    flat |= {f"train.{k}": v for k, v in run.train.items()}
+    flat |= {f"train.{k}": v for k, v in run.train.items() if k not in UNKEYED}
     return {key: flat[key] for key in sorted(flat) if not key.endswith(".seed")}
 
 
@@ -169,7 +174,17 @@ def label(trial: Trial, group: Group, titles: Mapping[str, str]) -> str:
 def _name_apart(groups: list[Group]) -> None:
     keys = sorted({key for g in groups for h in groups for key in differences(g.conditions, h.conditions)})
     for group in groups:
-        group.apart = [describe(key, group.conditions[key]) for key in keys if key in group.conditions]
+        others = [g.conditions for g in groups]
+        group.apart = [_apart(key, group.conditions[key], others) for key in keys if key in group.conditions]
+
+
+def _apart(key: tuple[str, str], value: str, others: list[Conditions]) -> str:
+    """What sets a group apart; of an eval's settings, only those in which the groups differ."""
+    if key[0] != "settings":
+        return describe(key, value)
+    mine, all_ = json.loads(value), [json.loads(other[key]) for other in others if key in other]
+    differing = {k: v for k, v in mine.items() if any(theirs.get(k) != v for theirs in all_)}
+    return f"{key[1]} " + ", ".join(f"{k}={v}" for k, v in differing.items())
 
 
 def _order(run: RunRecord) -> tuple[object, ...]:

@@ -130,6 +130,7 @@ def show(study: Study) -> None:
     """Print where each run of the study stands."""
     from rich.console import Console
 
+    study.asked()  # a folder that holds no study is told apart from a study that has no run yet
     Console().print(grid(rows(study)))
 
 

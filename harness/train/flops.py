@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,15 @@ from harness.rng import Rng
 
 # The cost of a step may move with progress (LMD's mask schedule), so it is measured along the budget.
 POINTS = 8
+
+
+def any_seed(rng: Rng) -> Rng:
+    """The stream of steps that are measured and not trained: the same for every seed.
+
+    What a method does on some steps only, by a draw (the sampler's update of MAE and LMD), then costs every seed of a
+    study the same; their tests assert that this stream is of a step without an update.
+    """
+    return replace(rng, seed=0, path=("any seed",))
 
 
 def _attention(query, key, value, *_, out_shape=None, **__) -> int:
@@ -48,13 +58,13 @@ def count(work: Callable[[], object]) -> float:
 def train_flop_per_image(objective: Objective, batch: Batch, rng: Rng) -> float:
     """Forward and backward FLOPs of one training image, mean over the budget.
 
-    Leaves the objective as it was: gradients cleared, buffers restored.
+    The same for every seed. Leaves the objective as it was: gradients cleared, buffers restored.
     """
     first = batch.latents if batch.images is None else batch.images
     kept = {name: buffer.clone() for name, buffer in objective.named_buffers()}
 
     def step(progress: float) -> None:
-        objective(batch, progress, rng.at("flops")).total.backward()
+        objective(batch, progress, any_seed(rng)).total.backward()
 
     ends = [count(lambda: step(0.5 / POINTS)), count(lambda: step(1 - 0.5 / POINTS))]
     between = [] if ends[0] == ends[1] else [count(lambda p=(i + 0.5) / POINTS: step(p)) for i in range(1, POINTS - 1)]

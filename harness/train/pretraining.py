@@ -19,7 +19,7 @@ from harness.budget import Budget, Meter
 from harness.data.batches import Batches
 from harness.data.dataset import Part
 from harness.errors import HarnessError
-from harness.ledger import CHARGED, Ledger
+from harness.ledger import Ledger
 from harness.method import Method, Objective
 from harness.rng import Rng
 from harness.store import RunFolder
@@ -28,6 +28,8 @@ from harness.train.latents import cached_latents
 from harness.train.log import Tick, append_line, last_ledger
 from harness.train.settings import TrainConfig
 from harness.train.stage import Stage, run_stage
+
+WITHIN = 0.01  # of a time budget, in which its spend is to land
 
 
 class Interrupted(Exception):
@@ -105,6 +107,8 @@ class Pretraining:
         with self.ledger.account(name):
             run_stage(self.stage, self.spent, self._after_step)
         self._refuse_overspent(name)
+        if self.budget.is_time and name == "train" and abs(self.spent() - 1) > WITHIN:
+            self.say(f"spent {self.spent():.2%} of the budget: a step takes {self.stage.step_share:.1%} of it")
         if name == "train":
             self._snapshot(1.0)
         self._save()
@@ -158,8 +162,7 @@ class Pretraining:
         if self.budget.reads == "step":
             return (round(until) - self.step) * self.batch_size
         if self.budget.reads == "flop":
-            affordable = (until - self.flop) / self.flop_per_image[name]
-            return int(affordable) // self.batch_size * self.batch_size
+            return int((until - self.flop) / self.flop_per_image[name])
         per_unit = len(self.fit.images) if self.budget.reads == "epoch" else 1
         return round(until * per_unit) - self.img
 
@@ -265,9 +268,10 @@ class Pretraining:
         self.snapshots[share] = vars(self.meter())
 
     def _save(self) -> None:
+        if self.stage.step:
+            # Before the account opens: a GPU's queued work belongs to training. And never save broken weights.
+            self.stage.check_finite()
         with self.ledger.account("checkpoint"):
-            if self.stage.step:
-                self.stage.check_finite()  # never overwrite good weights with broken ones
             payload = {
                 "method": self.method.state_dict(),
                 "stage": self.stage.state(),
@@ -298,7 +302,5 @@ class Pretraining:
             self._write_line(event="resumed")
 
     def _book_lost(self, seen: dict[str, float]) -> None:
-        """Work that the log saw after the checkpoint is done again; its time is not charged, and shown."""
-        redone = sum(seen.get(name, 0.0) for name in CHARGED) - self.ledger.charged_s()
-        known = self.ledger.snapshot()["lost"]
-        self.ledger.add("lost", max(0.0, seen.get("lost", 0.0) - known) + max(0.0, redone))
+        """Whatever the log saw and the checkpoint does not know is done again: not charged, and shown."""
+        self.ledger.add("lost", max(0.0, sum(seen.values()) - sum(self.ledger.snapshot().values())))

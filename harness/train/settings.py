@@ -9,6 +9,10 @@ from typing import Literal
 BATCH = {"nano": 128, "ti": 256, "s": 512, "b": 1024, "l": 1024, "xl": 1024}
 
 
+# Settings that change how a run is watched and saved, not what it computes: no part of its key.
+UNKEYED = ("checkpoint_s", "log_s")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """`train.*` of a study."""

@@ -23,14 +23,16 @@ TIMED_EVERY = {"cpu": 1, "cuda": 50}  # steps; timing the parts of a step stalls
 
 @dataclass
 class Timing:
-    """How the time of timed steps splits: inside forward, backward and optimizer step, and outside."""
+    """What the timed steps took inside forward, backward and optimizer step."""
 
     inside_s: float = 0.0
-    outside_s: float = 0.0
+    steps: int = 0  # that were timed
 
-    def outside_share(self) -> float | None:
-        total = self.inside_s + self.outside_s
-        return self.outside_s / total if total else None
+    def outside_share(self, steps: int, charged_s: float) -> float | None:
+        """Share of `charged_s`, the charged time of `steps` steps, that went elsewhere: data, logging, bookkeeping."""
+        if not self.steps or charged_s <= 0:
+            return None
+        return max(0.0, 1 - self.inside_s / self.steps * steps / charged_s)
 
 
 @dataclass
@@ -109,7 +111,6 @@ class Stage:
     def advance(self, progress: float) -> int:
         """Take one optimizer step; returns the images it used. Raises Diverged when the loss is not finite."""
         timed = self.step % TIMED_EVERY[self.device.type] == 0
-        began = self._now(timed)
         batch = self.next_batch()
         size = len(batch.latents if batch.images is None else batch.images)
         set_rate(self.optimizer, rate(self.optim, progress))
@@ -123,7 +124,7 @@ class Stage:
         self._watch(total)
         if timed:
             self.timing.inside_s += left - entered
-            self.timing.outside_s += (entered - began) + (self._now(timed) - left)
+            self.timing.steps += 1
         return size
 
     def _descend(self, batch: Batch, progress: float) -> Tensor:
@@ -172,7 +173,7 @@ class Stage:
             "begun_at": self.begun_at,
             "images_planned": self.images_planned,
             "precision": self.precision,
-            "timing": [self.timing.inside_s, self.timing.outside_s],
+            "timing": [self.timing.inside_s, self.timing.steps],
             "loss": self.loss,
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.averaged if self.ema is not None else {},

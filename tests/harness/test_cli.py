@@ -51,6 +51,9 @@ def harness(monkeypatch, capsys):
         (["--methods", "umd", "--budget", "1s", "mea.mask_ratio=1"], "unknown setting 'mea'", "did you mean 'mae'?"),
         (["--methods", "umd", "--budget", "1s", "whatever"], "cannot read 'whatever'", "SECTION.KEY=VALUE"),
         (["nowhere.toml"], "no study file at nowhere.toml", "a TOML file"),
+        (["a.toml", "b.toml"], "2 study files", "one"),
+        (["--methods", "umd", "--budget", "1e30step"], "beyond any machine", "a machine can finish"),
+        (["--methods", "umd", "--budget", "0.4img"], "is no whole number", "a whole number of imgs"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(harness, tmp_path, words, complaint, help_):
@@ -104,7 +107,7 @@ def test_run_leaves_records_pictures_and_tables(study):
     assert {p.parent.name for p in study.glob("runs/*/evals/*/knn.json")} == {
         "0.0000", "1.0000", "0.0000-quick", "0.5000-quick", "1.0000-quick",
     }  # fmt: skip
-    assert (study / "references/digits/raw-pixels/knn.json").is_file()
+    assert (study / "references/digits/raw-pixels-nano/knn.json").is_file()
     assert {p.suffix for p in (study / "tables").iterdir()} >= {".md", ".csv", ".tex", ".html"}
 
 
@@ -167,6 +170,37 @@ def test_a_method_that_raises_on_import_is_named_and_the_others_are_listed(tmp_p
     status, _, err = harness("run", "--methods", "broken", "--budget", "1s", "--out", str(tmp_path / "runs"))
     assert status == 2
     assert "'broken' cannot be imported: RuntimeError: half written" in err
+
+
+def test_an_eval_that_fails_is_told_and_the_command_says_so(tmp_path, harness, monkeypatch):
+    from methods.mae.method import Mae
+
+    def broken(*_, **__):
+        raise RuntimeError("no features today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mae, "features", broken)
+        status, out, _ = harness("run", *TINY, "--name", "eval", "--out", str(tmp_path))
+        assert status == 1 and "no features today" in out
+    status, out, _ = harness("run", *TINY, "--name", "eval", "--out", str(tmp_path))
+    assert status == 0 and "kNN" in out
+    assert not list(tmp_path.glob("eval/runs/*/error.txt"))
+
+
+def test_methods_of_an_earlier_command_stay_in_the_tables(study, harness):
+    from harness.report.tables import of_study
+    from harness.store import Study
+
+    words = [w.replace("mae", "umd") for w in TINY]
+    status, _, _ = harness("run", *words, "--name", "tiny", "--out", str(study.parent))
+    assert status == 0
+    labels = {row.cells[0].text for table in of_study(Study(study)) for s in table.sections for row in s.rows}
+    assert {"mae", "umd"} <= labels
+
+
+def test_a_folder_that_is_no_study(tmp_path, harness):
+    status, _, err = harness("status", str(tmp_path))
+    assert status == 2 and "no study in" in err
 
 
 def test_a_cell_that_fails_stays_in_the_table_and_the_others_go_on(tmp_path, harness, monkeypatch):

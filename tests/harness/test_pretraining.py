@@ -80,16 +80,15 @@ def test_preparation_takes_its_share_of_a_count_budget(
 
 
 @pytest.mark.parametrize("method", [Toy, ToyLatent])
-def test_a_flop_budget_buys_the_whole_steps_it_can_pay(toy_run: Callable, method: type[Toy]) -> None:
+def test_a_flop_budget_buys_the_images_it_can_pay(toy_run: Callable, method: type[Toy]) -> None:
     probe = toy_run("40step", method, folder="probe")
     probe.run()
     price = probe.flop_per_image
     assert price["train"] > 0 and probe.flop >= 30 * 8 * price["train"]
     run = toy_run(f"{probe.flop + 4 * price['train']:.12g}flop", method)
     run.run()
-    assert run.img % 8 == 0, "no step is cut"
     left = run.budget.limit - run.flop
-    assert 0 <= left < 8 * price["train"]
+    assert 0 <= left < price["train"], "less than one more image"
     assert run.flop == pytest.approx(
         sum(share * price[name] for name, share in images_of(run).items()) + cache_flop(run)
     )
@@ -132,7 +131,6 @@ def test_progress_and_rate_end_with_a_count_budget(toy_run: Callable) -> None:
 @pytest.mark.parametrize(
     ("budget", "method", "words"),
     [
-        ("0.4img", Toy, "nothing is left for 'train'"),
         ("10flop", Toy, "nothing is left for 'train'"),
         ("1step", ToyLatent, "nothing is left for 'prepare'"),
         ("1img", ToyLatent, "nothing is left for 'prepare'"),
@@ -413,13 +411,14 @@ def test_work_that_is_done_again_is_lost_and_not_charged_twice(toy_run: Callable
     with pytest.raises(Stops):
         second.run()
     lost = second.ledger.snapshot()["lost"]
-    assert lost == pytest.approx(seen["ledger"]["train"], abs=0.002)
-    seen_again = log_lines(second)[-1]["ledger"]["train"]
+    redone = seen["ledger"]["train"]
+    assert redone - 0.002 <= lost <= sum(seen["ledger"].values()), "no less than the training, no more than all"
+    redone += log_lines(second)[-1]["ledger"]["train"]
 
     third = toy_run("20step", SlowStep, log_s=1e-9, snapshots=())
     third.run()
     book = third.ledger.snapshot()
-    assert book["lost"] == pytest.approx(lost + seen_again, abs=0.004)
+    assert redone - 0.004 <= book["lost"] <= lost + sum(log_lines(second)[-1]["ledger"].values())
     assert book["train"] == pytest.approx(log_lines(third)[-1]["ledger"]["train"], abs=0.05)
     assert third.step == 20 and third.spent() == 1
 

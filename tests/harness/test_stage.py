@@ -148,9 +148,10 @@ def test_a_loss_that_is_no_number_names_its_first_step(monkeypatch: pytest.Monke
 def test_time_splits_into_inside_and_outside() -> None:
     stage = make()
     run(stage)
-    assert stage.timing.inside_s > 0 and stage.timing.outside_s > 0
-    assert 0 < stage.timing.outside_share() < 1
-    assert make().timing.outside_share() is None
+    inside_s, steps = stage.timing.inside_s, stage.timing.steps
+    assert inside_s > 0 and steps == stage.step
+    assert stage.timing.outside_share(steps, 2 * inside_s) == pytest.approx(0.5)
+    assert make().timing.outside_share(0, 1.0) is None
 
 
 @pytest.mark.parametrize("took", [0.03, 0.07, 0.3])
@@ -176,7 +177,7 @@ def test_a_time_budget_that_ended_early_has_ended_when_it_is_restored() -> None:
     assert done.step == 3
     again = make(images=None)
     again.restore(done.state())
-    run_stage(again, lambda: 0.9, lambda *_: None)
+    run_stage(again, lambda: 0.9 + 0.3 * len(again.objective.progresses), lambda *_: None)
     assert again.step == 3
 
 
