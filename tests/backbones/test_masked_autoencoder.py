@@ -16,6 +16,7 @@ from backbones.sizes import Trunk
 from backbones.tokens import Drop, kept_tokens, random_drop, sincos_2d, take
 from harness.errors import HarnessError
 from harness.method import Tap
+from harness.rng import Rng
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mae.json").read_text())
 EXACT = {"rtol": 0, "atol": 1e-9}
@@ -185,9 +186,17 @@ def test_completion_keeps_what_was_seen():
 def test_features_of_all_taps_come_from_one_pass():
     core, patches = tiny(), torch.randn(2, 16, 48)
     taps = core.taps()
-    assert len(taps) == 4 and taps[0] == Tap("cls")
     one = _flop(lambda: core.features(patches, taps[:1], dense=False))
     assert _flop(lambda: core.features(patches, taps, dense=False)) == one
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(1, ["block1"]), (2, ["block1"]), (3, ["block2", "block1"]), (12, ["block9", "block6"])]
+)
+def test_taps_are_distinct_at_every_depth(depth, blocks):
+    with torch.device("meta"):
+        core = MaskedAutoencoder(3, 16, 4, Trunk(32, depth, 4), Trunk(16, 1, 4))
+    assert [tap.layer for tap in core.taps()] == ["cls", "mean", *blocks]
 
 
 def test_dense_features_are_maps_in_image_order():
@@ -200,9 +209,10 @@ def test_dense_features_are_maps_in_image_order():
         core.features(patches, [Tap("cls")], dense=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_is_the_same_by_either_kernel(dtype):
-    q, k, v = torch.randn(3, 2, 3, 17, 32).to(dtype)
-    torch.testing.assert_close(
-        attend(q, k, v).float(), F.scaled_dot_product_attention(q, k, v).float(), atol=2e-2, rtol=2e-2
-    )
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_attention_is_softmax_of_the_scaled_products(dtype, tolerance):
+    """Either kernel against the formula in float64."""
+    q, k, v = Rng(0).normal("qkv", (3, 2, 3, 17, 32)).to(dtype)
+    scores = q.double() @ k.double().mT / 32**0.5
+    expected = scores.softmax(dim=-1) @ v.double()
+    torch.testing.assert_close(attend(q, k, v).double(), expected, atol=tolerance, rtol=tolerance)

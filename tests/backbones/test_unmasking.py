@@ -9,6 +9,7 @@ from backbones.masked_autoencoder import MaskedAutoencoder
 from backbones.sizes import Trunk
 from backbones.tokens import random_drop
 from backbones.unmasking import LEVELS, Unmasking, level_of, reveal
+from harness.errors import HarnessError
 from harness.rng import Rng
 
 
@@ -103,10 +104,50 @@ def test_draws_look_like_what_was_seen(core):
     assert len(images.flatten(1).unique(dim=0)) == 64
 
 
-def test_an_untaught_sampler_draws_noise(core):
-    """Before the first update a patch is standard normal: nothing fails, and nothing looks like a result."""
-    patches = Unmasking(core).draw(core, 256, 4, Rng(1))
-    assert patches.mean().abs() < 0.05 and patches.std() == pytest.approx(1, abs=0.05)
+def test_an_untaught_sampler_and_no_rounds_are_refused(core):
+    with pytest.raises(HarnessError, match="never updated"):
+        Unmasking(core).draw(core, 1, 4, Rng(1))
+    with pytest.raises(HarnessError, match="0 rounds"):
+        learned(core, 1).draw(core, 1, 0, Rng(1))
+
+
+def test_an_unseen_level_takes_what_the_others_saw(core):
+    """After one update every level reads out as the one that was seen, not as the numbers it began with."""
+    unmasking = learned(core, 1)
+    (seen,) = unmasking.seen.nonzero().flatten().tolist()
+    expected = unmasking.readout(seen)[0]
+    for level in range(LEVELS):
+        torch.testing.assert_close(unmasking.readout(level)[0], expected)
+
+
+def test_levels_weigh_in_the_shared_moments_by_what_they_saw(core):
+    unmasking = learned(core, 1)
+    (one,) = unmasking.seen.nonzero().flatten().tolist()
+    other, unseen = (one + 1) % LEVELS, (one + 2) % LEVELS
+    unmasking.moments[other] = 3 * unmasking.moments[one]
+    unmasking.seen[other] = 3
+    # (1 + 3 * 3) / 4 of the moments: the residual covariance is as many times as large
+    ratio = unmasking.readout(unseen)[1].square().sum() / learned(core, 1).readout(one)[1].square().sum()
+    assert ratio.item() == pytest.approx(2.5, rel=1e-4)
+
+
+def test_autocast_leaves_the_statistics_in_float32(core):
+    full, half = learned(core, 8), Unmasking(core)
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in range(8):
+            half.update(core, two_pictures(64, step), Rng(0).at(step))
+    for (name, found), expected in zip(half.named_buffers(), full.buffers(), strict=True):
+        assert found.dtype == torch.float32, name
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_draws_under_autocast_are_close_to_those_in_float32(core):
+    unmasking = learned(core)
+    full = unmasking.draw(core, 16, 8, Rng(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = unmasking.draw(core, 16, 8, Rng(1))
+    assert half.dtype == torch.float32 and not torch.equal(half, full)
+    assert (half - full).square().mean() < 0.001 * full.square().mean()
 
 
 def test_draws_follow_the_key_the_bounds_and_the_temperature(core):

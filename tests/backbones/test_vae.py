@@ -90,6 +90,13 @@ def test_a_borrowed_vae_takes_grey_images_of_any_side(tmp_path):
     assert vae.decode(latents).shape == images.shape
 
 
+def test_a_borrowed_vae_that_is_not_of_colour_images_is_refused(tmp_path):
+    small_kl(1, 8, "nano").network.save_pretrained(tmp_path)
+    with pytest.raises(HarnessError, match=r"takes 1 channels") as error:
+        pretrained_kl(str(tmp_path), 1, 8)
+    assert error.value.expected == "a colour VAE"
+
+
 def test_a_borrowed_vae_stays_in_float32_under_autocast(tmp_path):
     small_kl(3, 8, "nano").network.save_pretrained(tmp_path)
     borrowed, images = pretrained_kl(str(tmp_path), 3, 8), torch.rand(2, 3, 8, 8)

@@ -42,7 +42,9 @@ def wait_for(out: Path, pattern: str) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("unbroken")
-    assert start(out).wait() == 0
+    process = start(out)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
     return out
 
 
@@ -54,7 +56,7 @@ def test_killed_and_repeated_is_the_unbroken_run(unbroken, tmp_path):
         wait_for(tmp_path, moment)
         time.sleep(aim.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     last = start(tmp_path)
     _, err = last.communicate()
     assert last.returncode == 0, err

@@ -220,7 +220,7 @@ def test_parameters_equal_the_reference(name):
 
 
 @pytest.mark.parametrize("name", GOLDEN["forward_gflop"])
-def test_forward_cost_equals_the_reference(name):
+def test_forward_cost_equals_the_analytic_count(name):
     net = on_meta(name)
     image, channels = NETWORKS[name][:2]
     for part, ratio in {"clean": 0.75, "noisy": 0.375, "whole": 0.0}.items():
@@ -276,13 +276,15 @@ def test_every_data_set_trains_reads_and_draws(data):
 def test_every_recipe_builds(size, data):
     with torch.device("meta"):
         method = METHOD(METHOD.recipe(size, data), data)
-    assert method.optim(256).lr_peak == method.config.lr_base
+    assert method.optim(256).lr_peak == method.config.base_lr
 
 
 def test_config_defaults_are_the_papers_b4_at_64():
     assert Umd.recipe("b", DataSpec("imagenet64", 3, 64, 1000)) == Config()
+    rates = [Umd.recipe(size, DIGITS).base_lr for size in ("nano", "ti", "s", "b", "l")]
+    assert rates == [4e-3, 2e-3, 1.5e-4, 1.5e-4, 1.5e-4]
     assert small().optim(128).lr_peak == pytest.approx(2e-3)
-    assert Config().lr_base * 1024 / 256 == pytest.approx(6e-4)
+    assert Config().base_lr * 1024 / 256 == pytest.approx(6e-4)
 
 
 @pytest.mark.parametrize(("n", "clean"), [(1, 0), (5, 2), (8, 4)])
@@ -311,8 +313,8 @@ def test_only_noisy_whole_images_is_diffusion():
 
 
 def test_each_head_learns_only_where_the_paper_says():
-    """The noise head gets no gradient from clean images; visible patches of clean images get none at all."""
-    method, x = small(no_noise=1.0), images(DIGITS, 2).requires_grad_()
+    """Clean images give the pixel head a gradient and the noise head none."""
+    method, x = small(no_noise=1.0), images(DIGITS, 2)
     method(Batch(x), 0.0, Rng(0)).total.backward()
     rows = method.network.head.weight.grad.unflatten(0, (-1, 2, DIGITS.channels))  # [p*p, head, C, D]
     assert rows[:, 0].abs().sum() > 0 and rows[:, 1].abs().sum() == 0
