@@ -160,9 +160,12 @@ class MaskedAutoencoder(nn.Module):
     # -- features -----------------------------------------------------------------------------------------------
 
     def taps(self) -> list[Tap]:
-        """The class token, the mean patch token, and the mean patch token after 3/4 and 1/2 of the blocks."""
-        depth = len(self.blocks)
-        return [Tap("cls"), Tap("mean"), Tap(f"block{depth * 3 // 4}"), Tap(f"block{depth // 2}")]
+        """The class token, the mean patch token, and the mean patch token after 3/4 and 1/2 of the blocks.
+
+        These are one and the same in an encoder of fewer than three blocks, and are then named once.
+        """
+        depths = dict.fromkeys(max(1, len(self.blocks) * quarters // 4) for quarters in (3, 2))
+        return [Tap("cls"), Tap("mean"), *(Tap(f"block{depth}") for depth in depths)]
 
     def features(self, patches: Tensor, taps: Sequence[Tap], dense: bool) -> list[Tensor]:
         """One [B, D] per tap, or [B, D, h, w] with `dense`, all from one pass over all patches."""

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from backbones.masked_autoencoder import MaskedAutoencoder, dropped_places
 from backbones.tokens import random_drop, take
+from harness.errors import HarnessError
 from harness.rng import Rng
 
 LEVELS = 8  # mask ratios 1/8, 2/8 ... 1 for which moments are kept
 RECENT = 4.0  # the running means weigh about the last 1/RECENT of the training: the network changes under them
-SHARED = 0.1  # weight of all levels together in each level's moments, where a level has seen little
+SHARED = 0.1  # weight of all levels together in each level's moments, for a level that has seen little
 RIDGE = 1e-4  # of the mean feature power
 FLOOR = 1e-3  # of the variance, in the square of the data's unit
 
@@ -40,7 +41,6 @@ class Unmasking(nn.Module):
         super().__init__()
         width, numbers = core.decoder_pred.in_features, core.decoder_pred.out_features
         size = width + 1 + numbers
-        # Before the first update a patch is unit noise that no token explains.
         self.register_buffer("mean", torch.zeros(core.tokens, numbers))
         self.register_buffer("variance", torch.ones(core.tokens, numbers))
         self.register_buffer("moments", torch.eye(size).repeat(LEVELS, 1, 1))
@@ -83,8 +83,13 @@ class Unmasking(nn.Module):
     # -- draw ---------------------------------------------------------------------------------------------------
 
     def readout(self, level: int) -> tuple[Tensor, Tensor]:
-        """For one level: weights [E + 1, P] of the readout, and a root [P, P] of the residual covariance."""
-        moments = torch.lerp(self.moments[level].double(), self.moments.double().mean(dim=0), SHARED)
+        """For one level: weights [E + 1, P] of the readout, and a root [P, P] of the residual covariance.
+
+        A level that never had its turn, as may happen in a short training, takes what the others saw.
+        """
+        seen = self.seen.double()
+        together = torch.tensordot(seen / seen.sum(), self.moments.double(), dims=1)
+        moments = torch.lerp(self.moments[level].double(), together, SHARED if seen[level] else 1.0)
         split = len(moments) - self.mean.shape[1]
         xx, xz, zz = moments[:split, :split], moments[:split, split:], moments[split:, split:]
         ridge = RIDGE * xx.diagonal().mean() * torch.eye(split, dtype=xx.dtype, device=xx.device)
@@ -105,6 +110,12 @@ class Unmasking(nn.Module):
         bounds: tuple[float, float] | None = None,
     ) -> Tensor:
         """`n` pictures as patches [n, N, P], revealed in `rounds` rounds on a cosine schedule."""
+        if rounds < 1:
+            raise HarnessError(f"{rounds} rounds of drawing", "at least 1")
+        if not self.seen.any():
+            raise HarnessError(
+                "the sampler's statistics were never updated", "a training of some dozen steps", "a larger --budget"
+            )
         noise = rng.uniform("order", (n, core.tokens)).to(self.mean.device)
         order = noise.argsort(dim=1)
         patches = self.mean.expand(n, -1, -1).clone()
@@ -112,12 +123,13 @@ class Unmasking(nn.Module):
         seen = 0
         for number, until in enumerate(reveal(core.tokens, rounds)):
             drop = random_drop(noise, seen)  # keeps the first `seen` of `order`
-            decoded = core.decode(core.encode(patches, drop), drop).to(patches.dtype)
+            decoded = core.decode(core.encode(patches, drop), drop)
             places = order[:, seen:until]
             weights, root = readout(level_of((core.tokens - seen) / core.tokens))
-            x = take(decoded, places)
-            grain = rng.normal(f"grain {number}", (n, until - seen, len(root))).to(x)
-            z = x @ weights[:-1] + weights[-1] + temperature * grain @ root
+            grain = rng.normal(f"grain {number}", (n, until - seen, len(root))).to(weights)
+            with torch.autocast(patches.device.type, enabled=False):  # the products are few, and errors accumulate
+                x = take(decoded, places).to(weights.dtype)
+                z = x @ weights[:-1] + weights[-1] + temperature * grain @ root
             drawn = z * self.deviation[places] + self.mean[places]
             drawn = drawn if bounds is None else drawn.clamp(*bounds)
             patches.scatter_(1, places[..., None].expand_as(drawn), drawn)

@@ -144,6 +144,8 @@ def pretrained_kl(name: str, image_channels: int, image_size: int, side: int = 0
             "a folder with a diffusers AutoencoderKL, or a hub name that has been fetched",
             f"hf download {name} where there is a network; or leave out lmd.vae to train a VAE within the budget",
         )
+    if (inputs := network.config.in_channels) != 3:
+        raise HarnessError(f"the VAE {name!r} takes {inputs} channels", "a colour VAE")
     factor = 2 ** (len(network.config.block_out_channels) - 1)
     channels = network.config.latent_channels
     return Vae(network, channels, factor, image_channels, image_size, f"AutoencoderKL {name}", side)

@@ -224,9 +224,11 @@ class Lmd(Method):
 
     @torch.no_grad()
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        if labels is not None:
+            raise HarnessError("labels given to LMD", "no labels")
         if self.unmasking is None:
             raise HarnessError("this LMD was trained without the sampler's statistics", "lmd.sampler_every above 0")
-        rounds, temperature = steps or self.config.rounds, self.config.temperature
+        rounds, temperature = self.config.rounds if steps is None else steps, self.config.temperature
         return self._image(self.unmasking.draw(self.core, n, rounds, rng, temperature))
 
     def _image(self, patches: Tensor) -> Tensor:

@@ -109,9 +109,11 @@ class Mae(Method):
         return self.core.image(self.core.complete(patches, self._drop(patches, ratio, rng))).clamp(-1, 1)
 
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        if labels is not None:
+            raise HarnessError("labels given to MAE", "no labels")
         if self.unmasking is None:
             raise HarnessError("this MAE was trained without the sampler's statistics", "mae.sampler_every above 0")
-        rounds, temperature = steps or self.config.rounds, self.config.temperature
+        rounds, temperature = self.config.rounds if steps is None else steps, self.config.temperature
         return self.core.image(self.unmasking.draw(self.core, n, rounds, rng, temperature, bounds=(-1.0, 1.0)))
 
 

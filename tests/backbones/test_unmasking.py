@@ -147,7 +147,7 @@ def test_draws_under_autocast_are_close_to_those_in_float32(core):
     with torch.autocast("cpu", torch.bfloat16):
         half = unmasking.draw(core, 16, 8, Rng(1))
     assert half.dtype == torch.float32 and not torch.equal(half, full)
-    assert (half - full).square().mean() < 0.001 * full.square().mean()
+    assert (half - full).square().mean() < 0.01 * full.square().mean()
 
 
 def test_draws_follow_the_key_the_bounds_and_the_temperature(core):
