@@ -84,7 +84,11 @@ class Objective(nn.Module):
     """Something the training loop can train: a method, or what a method must train first (a VAE)."""
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
-        """The objective of one step, in the paper's order. `progress` in [0, 1) is the share of the budget spent."""
+        """The objective of one step, in the paper's order.
+
+        `progress` in [0, 1) is the share of this objective's part of the budget: for a method, of what its
+        preparation left.
+        """
         raise NotImplementedError
 
     def forward(self, batch: Batch, progress: float, rng: Rng) -> Loss:
@@ -118,9 +122,11 @@ class Method(Objective):
     """A plugin: objective, network, and how it gives features and samples.
 
     A subclass sets `Config` (a frozen dataclass with the paper's values as defaults) and is built by
-    `Method(config, data)`; construction touches no device, no file and no network.
+    `Method(config, data)`, which it keeps as `config` and `data`; construction touches no device and no network.
     """
 
+    config: Any
+    data: DataSpec
     Config: ClassVar[type]
     sizes: ClassVar[tuple[str, ...]] = ("nano", "ti", "s", "b", "l")
 
