@@ -55,7 +55,7 @@ class Config:
     ratio_start: float = 0.15
     ratio_middle: float = 0.40  # of the piecewise schedule
     ratio_end: float = 0.75
-    ramp: float = 2 / 3  # share of the budget at which ratio_end is reached
+    ramp: float = 2 / 3  # share of the training (what preparation leaves) at which ratio_end is reached
     norm_target: bool = True  # the target patch standardised by its own mean and variance ...
     norm_least: int = 2  # ... where it has that many numbers
     optimizer: Literal["adan", "adamw"] = "adan"
@@ -63,7 +63,7 @@ class Config:
     betas: tuple[float, ...] = (0.98, 0.92, 0.90)
     weight_decay: float = 0.05
     clip_norm: float = 10.0
-    warmup: float = 0.05  # share of the budget; the script has one epoch
+    warmup: float = 0.05  # share of the training; the script has one epoch
     crop: tuple[float, float] = (0.2, 1.0)  # area of the random crop, where latents are not cached
     # The sampler, ours: not from the paper.
     rounds: int = 12  # in which a latent is revealed
@@ -84,7 +84,8 @@ class Config:
 
 
 def mask_ratio(progress: float, config: Config) -> float:
-    """The share of tokens dropped when `progress` of the budget is spent (card lmd, section 3)."""
+    """The share of tokens dropped at `progress` of the training, that is, of what preparation leaves of the budget
+    (card lmd, section 3)."""
     start, middle, end = config.ratio_start, config.ratio_middle, config.ratio_end
     u = progress / config.ramp
     if config.schedule == "constant" or u >= 1:
