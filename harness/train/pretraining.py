@@ -79,21 +79,24 @@ class Pretraining:
         preparation = self.method.preparation()
         if preparation is not None and not self._resumed_in("train"):
             preparation.objective.requires_grad_(True)
-            self._run_stage("prepare", preparation.objective, preparation.share)
+            batch_size = preparation.batch_size or self.batch_size
+            self._run_stage("prepare", preparation.objective, preparation.share, batch_size)
             self.prepared_in = self.stage.precision
         if preparation is not None:
             preparation.objective.requires_grad_(False)
         with self.ledger.account("prepare"):
             latents = cached_latents(self, again=self._resumed_in("train"))
-        self._run_stage("train", self.method, 1.0, latents)
+        self._run_stage("train", self.method, 1.0, self.batch_size, latents)
 
     def _resumed_in(self, stage: str) -> bool:
         """Whether the checkpoint that this attempt goes on from was made in that stage."""
         return self._resumed is not None and self._resumed["stage"]["name"] == stage
 
-    def _run_stage(self, name: str, objective: Objective, ends_at: float, latents: Tensor | None = None) -> None:
+    def _run_stage(
+        self, name: str, objective: Objective, ends_at: float, batch_size: int, latents: Tensor | None = None
+    ) -> None:
         with self.ledger.account("compile"):
-            self.stage = self._build(name, objective, ends_at, latents)
+            self.stage = self._build(name, objective, ends_at, batch_size, latents)
             self.stage.warm_up()
         if self._resumed_in(name):
             self.stage.restore(self._resumed["stage"])
@@ -114,10 +117,10 @@ class Pretraining:
         self._save()
         self._resumed = None
 
-    def _build(self, name: str, objective: Objective, ends_at: float, latents: Tensor | None) -> Stage:
+    def _build(self, name: str, objective: Objective, ends_at: float, batch_size: int, latents: Tensor | None) -> Stage:
         batches = Batches(
             self.fit,
-            self.batch_size,
+            batch_size,
             self.rng.at(name),
             objective.augment(),
             self.mirror,
@@ -132,13 +135,13 @@ class Pretraining:
             name=name,
             objective=objective,
             batches=batches,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             rng=rng,
             device=self.device,
             precision=self._precision(name, objective, probe, rng),
             compiled=self.settings.compile,
             average=self.settings.ema and name == "train",
-            images_planned=self._images_planned(name, ends_at),
+            images_planned=self._images_planned(name, ends_at, batch_size),
             begun_at=self.spent(),
             ends_at=ends_at,
         )
@@ -152,7 +155,7 @@ class Pretraining:
             return calibrate.by_device(self.device)
         return calibrate.fastest(objective, probe, rng, self.device)[0]
 
-    def _images_planned(self, name: str, ends_at: float) -> int | None:
+    def _images_planned(self, name: str, ends_at: float, batch_size: int) -> int | None:
         """Images of the stage for count budgets, fixed before its first step; None when time decides."""
         if self._resumed_in(name):
             return self._resumed["stage"]["images_planned"]
@@ -160,7 +163,7 @@ class Pretraining:
             return None
         until = self.budget.limit * ends_at
         if self.budget.reads == "step":
-            return (round(until) - self.step) * self.batch_size
+            return (round(until) - self.step) * batch_size
         if self.budget.reads == "flop":
             return int((until - self.flop) / self.flop_per_image[name])
         per_unit = len(self.fit.images) if self.budget.reads == "epoch" else 1
@@ -172,7 +175,7 @@ class Pretraining:
         if stage.images_planned is not None and stage.images_planned < 1:
             raise HarnessError(
                 f"the budget {self.budget} is too small: nothing is left for {name!r}",
-                f"room for at least one step of {self.batch_size} images",
+                f"room for at least one step of {stage.batch_size} images",
                 "a larger --budget, or a smaller train.batch_size",
             )
         if stage.images_planned is None and stage.step == 0 and self.spent() >= stage.ends_at:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from backbones.tiny_vae import FILES
 from backbones.vae import Vae, VaeObjective, pretrained_kl, small_kl, taef2
@@ -18,6 +19,19 @@ from harness.rng import Rng
 
 WEIGHTS = Path(os.environ.get("HARNESS_DATA", "nowhere")) / "weights"
 needs_taef2 = pytest.mark.skipif(not (WEIGHTS / FILES[0]).is_file(), reason="no TAEF2 weights under HARNESS_DATA")
+
+
+def colour_vae() -> Vae:
+    """4x down by its own strides, as the field's VAEs are."""
+    levels = 3
+    network = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+    return Vae(network, 4, 4, 3, 32)
 
 
 @pytest.mark.parametrize(
@@ -38,9 +52,16 @@ def test_small_vae_refuses_what_it_cannot_halve(side):
         small_kl(1, side, "nano")
 
 
+@pytest.mark.parametrize(("channels", "side", "latent_channels"), [(1, 8, 4), (1, 28, 16), (3, 8, 12), (3, 32, 16)])
+def test_small_latents_never_hold_more_numbers_than_the_image(channels, side, latent_channels):
+    vae = small_kl(channels, side, "nano")
+    assert vae.channels == latent_channels
+    assert vae.channels * vae.latent_side**2 <= channels * side**2
+
+
 def test_encoding_is_the_posteriors_mode():
     vae, images = small_kl(1, 8, "nano"), torch.rand(4, 1, 8, 8)
-    posterior = vae.network.encode(images).latent_dist
+    posterior = vae.code(images).latent_dist
     torch.testing.assert_close(vae.encode(images), posterior.mean)
 
 
@@ -72,7 +93,7 @@ def test_the_objectives_noise_follows_the_key():
 
 def test_a_vae_from_a_folder(tmp_path):
     """What diffusers saved comes back, frozen, in float32, and says that it is borrowed."""
-    saved = small_kl(3, 32, "nano")
+    saved = colour_vae()
     saved.network.save_pretrained(tmp_path / "vae")
     for folder in (tmp_path / "vae", tmp_path):  # the VAE itself, or a pipeline's folder around it
         vae = pretrained_kl(str(folder), 3, 32)
@@ -82,7 +103,7 @@ def test_a_vae_from_a_folder(tmp_path):
 
 
 def test_a_borrowed_vae_takes_grey_images_of_any_side(tmp_path):
-    small_kl(3, 32, "nano").network.save_pretrained(tmp_path)
+    colour_vae().network.save_pretrained(tmp_path)
     vae = pretrained_kl(str(tmp_path), 1, 9)
     images = torch.rand(2, 1, 9, 9) * 2 - 1
     latents = vae.encode(images)
@@ -91,19 +112,20 @@ def test_a_borrowed_vae_takes_grey_images_of_any_side(tmp_path):
 
 
 def test_a_borrowed_vae_that_is_not_of_colour_images_is_refused(tmp_path):
-    small_kl(1, 8, "nano").network.save_pretrained(tmp_path)
+    grey = AutoencoderKL(1, 1, block_out_channels=(8,), norm_num_groups=8)
+    grey.save_pretrained(tmp_path)
     with pytest.raises(HarnessError, match=r"takes 1 channels") as error:
         pretrained_kl(str(tmp_path), 1, 8)
     assert error.value.expected == "a colour VAE"
 
 
 def test_a_borrowed_vae_stays_in_float32_under_autocast(tmp_path):
-    small_kl(3, 8, "nano").network.save_pretrained(tmp_path)
-    borrowed, images = pretrained_kl(str(tmp_path), 3, 8), torch.rand(2, 3, 8, 8)
+    colour_vae().network.save_pretrained(tmp_path)
+    borrowed, images = pretrained_kl(str(tmp_path), 3, 32), torch.rand(2, 3, 32, 32)
     plain = borrowed.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(borrowed.encode(images), plain)
-        own = Vae(borrowed.network, 4, 2, 3, 8).encode(images)
+        own = Vae(borrowed.network, 4, 4, 3, 32).encode(images)
     assert own.dtype == torch.float32 and not torch.equal(own, plain)
 
 

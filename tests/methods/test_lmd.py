@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.masked_autoencoder import DECODERS, MaskedAutoencoder
@@ -117,9 +118,15 @@ def test_the_latent_patch_is_the_papers_at_224():
 def test_the_defaults_are_the_papers():
     config = Config()
     assert (config.ratio_start, config.ratio_end, config.ramp, config.schedule) == (0.15, 0.75, 2 / 3, "cosine")
-    optim = lmd(base_lr=config.base_lr).optim(64)
+    small = {"encoder": TRUNKS["nano"], "decoder": DECODERS["nano"]}
+    optim = Lmd(dataclasses.replace(Lmd.recipe("s", DIGITS), **small), DIGITS).optim(64)
     assert (optim.name, optim.betas, optim.clip_norm, optim.lr_peak) == ("adan", (0.98, 0.92, 0.90), 10.0, 7.5e-5)
     assert lmd().core.decoder_position == -1
+
+
+def test_betas_that_are_not_the_optimizers_are_refused():
+    with pytest.raises(ValueError, match=r"adamw takes 2 betas, not 3: .*adamw 0\.9,0\.95"):
+        Config(optimizer="adamw")
 
 
 def test_the_config_goes_to_json_and_back():
@@ -210,7 +217,7 @@ def test_preparation_trains_the_methods_own_vae():
 
 
 def test_a_borrowed_vae_is_not_trained_and_says_so(tmp_path, images):
-    lmd(DataSpec("x", 3, 8, 10)).vae.network.save_pretrained(tmp_path)
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=8).save_pretrained(tmp_path)
     method = lmd(vae=str(tmp_path))
     assert method.preparation() is None and lmd().borrowed() == []
     (loan,) = method.borrowed()
