@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.evaluation.choose import standardiser
+from harness.evaluation.choose import standardise, standardiser
 
 # Shapes: n images, D feature width, K classes.
 
@@ -46,7 +46,7 @@ class Problem:
 
     def _standardise(self, features: Tensor) -> Tensor:
         """float32 [n, D] with the mean and scale of the training features."""
-        return ((features.double() - self.mean) / self.scale).float()
+        return standardise(features, self.mean, self.scale)
 
     def solve(self, c: float, start: Solution | None = None) -> Solution:
         """The minimum for penalty 1 / (2 C), searched from `start` (from zero for None)."""

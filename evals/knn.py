@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Shapes: n training images, m queries, D feature width, K classes.
 
 TITLE = "k nearest neighbours"
-PROTOCOL = 1
+PROTOCOL = 2
 NEEDS = "features"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.evaluation import Context, Outcome
 
 TITLE = "linear probe"
-PROTOCOL = 1
+PROTOCOL = 2
 NEEDS = "features"
 
 

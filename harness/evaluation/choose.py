@@ -17,6 +17,7 @@ from harness.method import Tap
 # Shapes: n images, D feature width, K classes.
 
 FIT_IMAGES = 10_000  # at most so many of the fit part
+ROWS = 4096  # of features that are in float64 at once
 RIDGE = 1e-2  # on the correlation matrix of standardised features; fixed, so that only the tap is tried
 
 
@@ -37,11 +38,17 @@ def best(taps: Sequence[Tap], scores: Sequence[float]) -> Choice:
 
 
 def standardiser(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and scale, each [D], of `features` [n, D]; columns that only vary by rounding keep the scale 1."""
-    wide = features.double()
-    mean, scale = wide.mean(dim=0), wide.std(dim=0, correction=0)
+    """Mean and scale, each [D] float64, of `features` [n, D]; columns that only vary by rounding keep the scale 1."""
+    n = len(features)
+    mean = sum(rows.double().sum(dim=0) for rows in features.split(ROWS)) / n
+    scale = (sum((rows.double() - mean).square().sum(dim=0) for rows in features.split(ROWS)) / n).sqrt()
     constant = scale <= 1e-6 * mean.abs()
     return mean, torch.where(constant, torch.ones_like(scale), scale)
+
+
+def standardise(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """float32 [n, D], computed in float64 a few rows at a time: raw pixels of 50,000 images are gigabytes in it."""
+    return torch.cat([((rows.double() - mean) / scale).float() for rows in features.split(ROWS)])
 
 
 def ridge_top1(fit: Tensor, fit_labels: Tensor, select: Tensor, select_labels: Tensor, classes: int) -> float:

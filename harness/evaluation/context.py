@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 PartName = Literal["fit", "select", "train", "test"]
 
-CHEAP = {"fit": 5_000, "select": 1_000, "test": 2_000}  # images at most, on snapshots; a distance's reference is all
+CHEAP = {"fit": 5_000, "select": 1_000, "test": 2_000}  # images at most, on snapshots; their "test" is held-out train
+CHEAP_CHOICE = 1 / 3  # of select that choices on snapshots are made on; the rest is what they are scored on
 
 
 class Context:
     """One checkpoint under evaluation; all its evals share one context, and so one extraction of features.
 
     Everything chosen is chosen inside `choosing()`, on the fit and select parts; the test part comes through
-    `open_test()` only, after which nothing can be chosen by the eval that opened it.
+    `open_test()` only, after which nothing can be chosen by the eval that opened it. A cheap context, for snapshots,
+    never touches the test split: it chooses on a third of select, and the rest stands for test.
     """
 
     def __init__(
@@ -72,9 +74,13 @@ class Context:
         return self._parts[name]
 
     def open_test(self) -> Images:
-        """The test part. The first call of each eval goes through the data set's door, which records it."""
+        """The test part. The first call of each eval goes through the data set's door, which records it.
+
+        In a cheap context: the images of select that no choice was made on.
+        """
         if self._open is None:
-            self._open = self._ordered("test", self.data.open_test(by=self._by))
+            held_out = self.data.select if self.cheap else self.data.open_test(by=self._by)
+            self._open = self._ordered("test", held_out)
         return self._open
 
     def labels(self, part: PartName, limit: int | None = None) -> Tensor:
@@ -83,7 +89,11 @@ class Context:
 
     def _ordered(self, name: str, part: Part) -> Images:
         # The key is fixed and not the run's: every method and seed sees the same subset in the same order.
-        order = Rng(0).at("evaluation", name).permutation("order", len(part.labels))
+        shared = self.cheap and name in ("select", "test")  # two ends of one order
+        order = Rng(0).at("evaluation", "select" if shared else name).permutation("order", len(part.labels))
+        if shared:
+            border = round(CHEAP_CHOICE * len(order))
+            order = order[:border] if name == "select" else order[border:]
         limit = CHEAP.get(name) if self.cheap else None
         return Images(part.images, part.labels, order[:limit], self.device)
 

@@ -115,6 +115,6 @@ def _draw(place, panel: list[Point], axis: str, titles: Mapping[str, str]) -> No
     first = panel[0]
     place.set_title(f"{first.dataset}, {first.size}, {first.budget}", fontsize=10)
     place.set_xlabel(AXES[axis])
-    place.set_ylabel(f"{first.title} ({first.better} is better)")
+    place.set_ylabel(f"{first.title}, held-out train")
     place.grid(alpha=0.3)
     place.legend(fontsize=8)

@@ -17,14 +17,15 @@ class Ema:
     """Averaged copy of a module's trained parameters; buffers and frozen parts are the module's own."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.averaged = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+        # Listed once: walking the modules at every step would cost more than the averaging.
+        self._live = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.averaged = {n: p.detach().clone() for n, p in self._live.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, img_seen: float, batch: int) -> None:
+    def update(self, img_seen: float, batch: int) -> None:
         """Follow one step; `img_seen` images up to now, the last `batch` of them in this step."""
         decay = 0.5 ** (batch / min(HALF_LIFE_IMG, RAMP * img_seen))
-        live = [p.detach() for p in module.parameters() if p.requires_grad]
-        torch._foreach_lerp_(list(self.averaged.values()), live, 1.0 - decay)
+        torch._foreach_lerp_(list(self.averaged.values()), list(self._live.values()), 1.0 - decay)
 
     def settled(self, module: nn.Module) -> dict[str, Tensor]:
         """The module's state with the averaged parameters in their places, tied ones in each: what is evaluated."""

@@ -120,7 +120,7 @@ class Stage:
         self.step += 1
         self.img += size
         if self.ema is not None:
-            self.ema.update(self.objective, self.img, size)
+            self.ema.update(self.img, size)
         self._watch(total)
         if timed:
             self.timing.inside_s += left - entered

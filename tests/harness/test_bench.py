@@ -176,11 +176,11 @@ def test_evals_bench_compares_both_pairs_on_digits(monkeypatch: pytest.MonkeyPat
     from harness.bench import evals
 
     monkeypatch.delenv("HARNESS_DATA", raising=False)
-    monkeypatch.setattr(evals, "SUBSET", {"fit": 100, "select": 50, "test": 60})
+    monkeypatch.setattr(evals, "SUBSET", {"fit": 100, "select": 40, "test": 60})
     monkeypatch.setattr(evals, "_data", lambda data_dir: _digits())
     evals.bench(tmp_path, steps=1, epochs=1, rounds=1)
     said = capsys.readouterr().out
-    assert "100 fit, 50 select, 60 test" in said
+    assert "100 fit, 40 select, 60 test" in said
     for row in (evals.CACHED, evals.ONLINE, evals.ONCE, evals.EACH):
         assert row in said
 

@@ -24,7 +24,7 @@ def test_it_follows_a_plain_loop_in_float64() -> None:
     for k, batch in enumerate([8, 8, 3, 64, 1, 8] * 20):
         shift(toy, k)
         seen += batch
-        ema.update(toy, seen, batch)
+        ema.update(seen, batch)
         half_life = min(500_000, 0.05 * seen)
         keep = 0.5 ** (batch / half_life)
         for name, p in toy.named_parameters():
@@ -41,7 +41,7 @@ def test_half_of_a_change_remains_after_a_half_life(seen: float, half_life: int)
     ema = Ema(line)
     with torch.no_grad():
         line.weight.fill_(1.0)
-    ema.update(line, seen, half_life)
+    ema.update(seen, half_life)
     assert ema.averaged["weight"].item() == pytest.approx(0.5, rel=1e-5)
 
 

@@ -187,13 +187,16 @@ def test_a_number_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
         run("odd", context(tmp_path), linear.Config())
 
 
-def test_a_cheap_context_reads_fixed_subsets_and_all_of_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(context_module, "CHEAP", {"fit": 50, "select": 20, "test": 30})
-    whole, cheap = context(tmp_path / "a"), context(tmp_path / "b", cheap=True)
-    assert [cheap.part(p).n for p in ("fit", "select", "test", "train")] == [50, 20, 30, 390]
-    assert torch.equal(cheap.labels("test"), whole.labels("test")[:30])
+def test_a_cheap_context_never_touches_the_test_split(tmp_path, monkeypatch):
+    """What a snapshot is scored on is train that nothing was fitted to or chosen on."""
+    monkeypatch.setattr(context_module, "CHEAP", {"fit": 50, "select": 10, "test": 20})
+    cheap = context(tmp_path, cheap=True)
+    assert [cheap.part(p).n for p in ("fit", "select", "test", "train")] == [50, 10, 20, 390]
+    pixels = {p: {bytes(image) for image in cheap.part(p).pixels(0, 50).numpy()} for p in ("fit", "select", "test")}
+    assert not pixels["test"] & (pixels["fit"] | pixels["select"])
     record = run("knn", cheap, knn.Config())
-    assert record.cheap and record.numbers["knn_top1"].n == 30
+    assert record.cheap and record.numbers["knn_top1"].n == 20
+    assert record.test_opened == [] and cheap.data.opened == []
 
 
 def test_a_method_in_training_mode_is_refused(tmp_path):
