@@ -117,6 +117,7 @@ class ToyLatent(Toy):
 
     inputs = ToyPart.WIDTH
     share = 0.25
+    part_batch: int | None = None
 
     def __init__(self, config: ToyConfig, data: DataSpec) -> None:
         super().__init__(config, data)
@@ -128,13 +129,25 @@ class ToyLatent(Toy):
         return loss._replace(total=loss.total + 0.1 * self.part.decode(batch.latents.flatten(1)).square().mean())
 
     def preparation(self) -> Preparation:
-        return Preparation(self.part, self.share)
+        return Preparation(self.part, self.share, self.part_batch)
 
     def cached(self, images: Tensor) -> Tensor:
         return self.part.encode(images.flatten(1))
 
     def augment(self) -> Augment:
         return Augment(mirror=True)
+
+
+class ToyLatentInThrees(ToyLatent):
+    """Its part learns from three images a step."""
+
+    part_batch = 3
+
+
+class SlowStep(Toy):
+    """A step takes ten milliseconds of the tests' clock."""
+
+    step_s = 0.01
 
 
 def toy_part(n: int = IMAGES) -> Part:

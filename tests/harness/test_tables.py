@@ -1,4 +1,4 @@
-"""Tables of a made-up study: three methods, two seeds, one diverged and one running cell."""
+"""What stands in the tables of a made-up study, what must not be mixed, and that equal records give equal bytes."""
 
 from __future__ import annotations
 
@@ -7,153 +7,30 @@ import io
 import math
 import random
 import re
-from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from harness import store
 from harness.errors import HarnessError
-from harness.files import write_atomic
 from harness.ledger import ACCOUNTS
-from harness.records import Borrowed, Cell, Cost, Environment, EvalRecord, Number, RunRecord, Spend, StudyRecord
+from harness.records import RunRecord, Spend
 from harness.records import TestOpened as Opened
-from harness.report import anytime, console, finish, format, render, status
-from harness.report.layout import Section, Table, footnotes
+from harness.report import render
+from harness.report.layout import footnotes
 from harness.report.tables import build, of_study, write_all
 from harness.store import Study
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
-ENVIRONMENT = Environment(device="Example CPU", devices=1, cpu_threads=2, precision="fp32", versions={"torch": "2.11"})
-COST = Cost(
-    parameters=1_234_567,
-    parameters_features=1_000_000,
-    flop_train_img=123.4e6,
-    flop_features_img=40.1e6,
-    img_s=812.3,
-    peak_memory_bytes=700 * 2**20,
-    outside_share=0.021,
+from tests.harness.made_study import (
+    ENVIRONMENT,
+    GOLDEN,
+    cells,
+    made_eval,
+    made_run,
+    made_study,
+    table,
+    texts,
+    write_study,
 )
-
-
-def made_run(method: str, seed: int, **changes: object) -> RunRecord:
-    cell = Cell(method=method, dataset="digits", size="nano", budget="1min", seed=seed)
-    ledger = dict.fromkeys(ACCOUNTS, 0.0) | {"train": 59.8, "checkpoint": 0.4, "compile": 3.25}
-    run = RunRecord(
-        key=f"{method}-{seed}",
-        cell=cell,
-        config={"mask_ratio": 0.75},
-        train={"batch_size": 128},
-        data_revision="1a2b3c",
-        state="finished",
-        spend=Spend(wall_s=59.8 + seed / 10, flop=6e12, img=48_000, share=0.9967 + seed / 600),
-        snapshots={f"{s:.4f}": Spend(flop=6e12 * s, img=48_000 * s, share=s) for s in (0.0, 0.125, 0.25, 0.5, 1.0)},
-        ledger=ledger,
-        cost=COST,
-        environment=ENVIRONMENT,
-        final_loss=0.31,
-    )
-    return run.model_copy(update=changes)
-
-
-def made_eval(run: RunRecord | None, name: str, value: float, share: float = 1.0, **changes: object) -> EvalRecord:
-    numbers = {
-        "linear": Number(value=value, title="linear top-1 %", table="representation", better="higher", n=360),
-        "knn": Number(value=value, title="kNN top-1 %", table="representation", better="higher", n=360),
-        "generation": Number(
-            value=value,
-            title="FD (small classifier, digits)",
-            table="generation",
-            better="lower",
-            n=1024,
-            digits=2,
-            note="distance on a small classifier, no Inception weights",
-        ),
-    }
-    record = EvalRecord(
-        eval=name,
-        protocol=1,
-        dataset="digits",
-        data_revision="1a2b3c",
-        key=run.key if run else None,
-        cell=run.cell if run else None,
-        share=share if run else None,
-        config={},
-        seed=0,
-        numbers={"value": numbers[name]},
-        chosen={"tap": "block3"} if name != "generation" else {},
-        trials=10 if name == "linear" else 1,
-        test_opened=[Opened(by=name, at="2025-01-02T03:04:05Z")],
-        pictures=["samples.png"] if name == "generation" and share == 1.0 else [],
-        ledger={"evaluate": 1.5, "select": 2.25} if name == "linear" else {"evaluate": 0.5},
-    )
-    return record.model_copy(update=changes)
-
-
-def made_study() -> tuple[list[RunRecord], list[EvalRecord]]:
-    """UMD good, LMD with a diverged seed and a loan, MAE below raw pixels in kNN and with a running seed."""
-    drawn = "sampling is not from the paper"
-    loan = Borrowed(what="tiny VAE", parameters=2_445_063, cost="not stated")
-    runs = [
-        made_run("umd", 0),
-        made_run("umd", 1),
-        made_run("lmd", 0, borrowed=[loan], notes=[drawn]),
-        made_run("lmd", 1, state="diverged", message="non-finite loss at step 12", cost=None),
-        made_run("mae", 0, notes=[drawn]),
-        made_run("mae", 1, state="running", spend=Spend(wall_s=24, share=0.4), cost=None),
-    ]
-    values = {"umd-0": (91.4, 93.1, 8.4), "umd-1": (92.6, 93.3, 8.1), "lmd-0": (88.2, 95.0, 21.7)}
-    values["mae-0"] = (90.3, 89.9, 55.125)
-    evals = []
-    for run in runs:
-        names = ("linear", "knn", "generation")
-        for name, value in zip(names, values.get(run.key, ()), strict=False):
-            evals.append(made_eval(run, name, value))
-            if name != "generation":
-                evals.append(made_eval(run, name, value - 30, share=0.0))
-                evals += [made_eval(run, name, value * s - 5, share=s, cheap=True) for s in (0.125, 0.5, 1.0)]
-    evals += [made_eval(None, "linear", 87.5, reference="raw pixels", chosen={})]
-    evals += [made_eval(None, "knn", 94.2, reference="raw pixels", chosen={})]
-    evals += [made_eval(None, "generation", 0.75, reference="real images", pictures=["real.png"])]
-    return runs, evals
-
-
-def write_study(folder: Path, runs: list[RunRecord], evals: list[EvalRecord]) -> Study:
-    study = Study(folder)
-    for run in runs:
-        store.write(study.run(run.key).record, run)
-    for record in evals:
-        if record.reference:
-            place = study.reference(record.dataset, record.reference)
-        else:
-            place = study.run(record.key or "").evals(record.share or 0.0, record.cheap)
-        store.write(place / f"{record.eval}.json", record)
-    asked = StudyRecord(request={}, keys=[run.key for run in runs])
-    write_atomic(folder / "study.json", asked.model_dump_json())
-    return study
-
-
-def texts(section: Section) -> dict[str, list[str]]:
-    """Rows by label, without the label."""
-    return {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in section.rows}
-
-
-def cells(table: Table, label: str) -> dict[str, str]:
-    """The one row of that label over all sections, by column."""
-    found = [
-        dict(zip([c.title for c in s.columns], [c.text for c in row.cells], strict=True))
-        for s in table.sections
-        for row in s.rows
-        if row.cells[0].text == label
-    ]
-    assert len(found) == 1, (label, len(found))
-    return found[0]
-
-
-def table(title: str, runs: list[RunRecord], evals: list[EvalRecord]) -> Table:
-    return next(t for t in build(runs, evals) if t.title == title)
-
 
 # -- bytes ----------------------------------------------------------------------------------------------------
 
@@ -448,191 +325,3 @@ def test_a_long_account_has_one_unit_for_its_column() -> None:
     assert cells(made, "umd")["train (charged), h"] == "10.0"
     assert cells(made, "mae")["train (charged), h"] == "0.03"
     assert cells(made, "mae")["wait, s"] == "—"
-
-
-# -- formats --------------------------------------------------------------------------------------------------
-
-
-def test_hostile_text_is_escaped() -> None:
-    bad = "a|b_c <img src=x> & 100 % [bold]"
-    tables = build([made_run("umd", 0, notes=[bad])], [], {"umd": bad})
-    assert "<img src=x>" not in render.render(tables, "html")
-    assert "&lt;img src=x&gt; &amp; 100 %" in render.render(tables, "html")
-    assert r"a\|b\_c \<img src=x\>" in render.render(tables, "md")
-    assert r"a|b\_c $<$img src=x$>$ \& 100 \% [bold]" in render.render(tables, "tex")
-    assert bad in printed(tables, 200)
-
-
-def test_the_page_asks_for_nothing_but_its_pictures(tmp_path: Path) -> None:
-    runs, evals = made_study()
-    study = write_study(tmp_path, runs, evals)
-    (study.run("umd-0").evals(1.0) / "samples.png").write_bytes(b"png")
-    (study.reference("digits", "real images") / "real.png").write_bytes(b"png")
-    page = next(p for p in write_all(study) if p.suffix == ".html")
-    text = page.read_text(encoding="utf-8")
-    assert "http" not in text and "<script" not in text
-    sources = re.findall(r'src="([^"]+)"', text)
-    assert (page.parent / sources[0]).resolve() in {
-        study.run(run.key).evals(1.0).resolve() / "samples.png" for run in runs
-    }
-    there = [source for source in sources if (page.parent / source).is_file()]
-    assert len(there) == 2 and len(sources) == 5
-
-
-def printed(tables: list[Table], width: int, terminal: bool = False) -> str:
-    from rich.console import Console
-
-    file = io.StringIO()
-    console.print_tables(tables, Console(file=file, width=width, force_terminal=terminal, color_system="truecolor"))
-    return file.getvalue()
-
-
-def test_a_terminal_of_100_columns_holds_the_tables() -> None:
-    tables = build(*made_study())
-    said = re.sub(r"\x1b\[[0-9;]*m", "", printed(tables, 100, terminal=True))
-    assert max(map(len, said.splitlines())) <= 100
-    for word in ("92.0 ± 7.6", "diverged", "raw pixels", "real images", "train (charged), s", "59.8"):
-        assert word in said
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
-def test_nothing_is_cut_off_on_a_narrow_terminal(width: int) -> None:
-    runs, evals = made_study()
-    long = {"title": "a number of a long name, with a bracket (k = 20, T = 0.07) top-1 %"}
-    for i, record in enumerate(evals):
-        if record.eval == "knn":
-            second = record.numbers["value"].model_copy(update=long)
-            evals[i] = record.model_copy(update={"numbers": record.numbers | {"second": second}})
-    tables = build(runs, evals)
-    said = re.sub(r"\x1b\[[0-9;]*m", "", printed(tables, width, terminal=True))
-    assert max(map(len, said.splitlines())) <= width
-    there = Counter(re.findall(r"[^\s─]+", said))
-    words = Counter(
-        word for t in tables for s in t.sections for row in s.rows for c in row.cells for word in c.text.split()
-    )
-    assert not {word for word in words if there[word] < words[word] and word != "—"}
-
-
-def test_no_terminal_gets_plain_text() -> None:
-    said = printed(build(*made_study()), 80)
-    assert "\x1b" not in said
-    assert "92.0 ± 7.6" in said
-
-
-# -- anytime --------------------------------------------------------------------------------------------------
-
-
-def test_anytime_points_and_csv() -> None:
-    runs, evals = made_study()
-    curve = anytime.points(runs, evals)
-    assert curve == anytime.points(runs[::-1], evals[::-1])
-    mine = [p for p in curve if p.method == "mae" and p.title == "linear top-1 %"]
-    assert [(p.share, p.value) for p in mine] == [(s, 90.3 * s - 5) for s in (0.125, 0.5, 1.0)]
-    assert mine[1].img == 24_000
-    header, first, *_ = anytime.to_csv(curve).splitlines()
-    assert header.startswith("dataset,size,budget,eval,protocol,title,method,seed,share,img,flop,value")
-    assert first.startswith("digits,nano,1min,knn,1,kNN top-1 %,lmd,0,0.125,")
-
-
-def test_anytime_plot_is_a_picture_and_repeats(tmp_path: Path) -> None:
-    curve = anytime.points(*made_study())
-    first, again = (anytime.plot(curve, tmp_path / name, "img") for name in ("a.png", "b.png"))
-    assert first.read_bytes().startswith(b"\x89PNG")
-    assert first.read_bytes() == again.read_bytes()
-    with pytest.raises(HarnessError, match="no snapshots were evaluated"):
-        anytime.plot([], tmp_path / "c.png")
-
-
-def test_finish_shows_the_tables_and_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = write_study(tmp_path / "study", *made_study())
-    finish.finish(study)
-    said = capsys.readouterr().out
-    assert "92.0 ± 7.6" in said
-    assert "python -m harness table" in said
-    golden = (GOLDEN / "tables.md").read_text(encoding="utf-8")
-    assert finish.render_study(study, "md") == golden
-    with pytest.raises(HarnessError, match="no runs in"):
-        finish.render_study(Study(tmp_path / "stduy"), "md")
-
-
-# -- status ---------------------------------------------------------------------------------------------------
-
-
-def test_status_reads_the_record_and_the_last_whole_log_line(tmp_path: Path) -> None:
-    study = write_study(tmp_path, *made_study())
-    line = '{"step": %d, "share": %s, "loss": 0.5, "img_s": 800.0, "at": "2025-01-01T00:00:00Z"}\n'
-    log = line % (1, 0.1) + line % (7, 0.7) + '{"step": 8, "sha'
-    study.run("mae-1").log.write_text(log)
-    found = {s.key: s for s in status.rows(study, datetime(2025, 1, 1, 0, 3, tzinfo=UTC))}
-    assert list(found) == ["lmd-0", "lmd-1", "mae-0", "mae-1", "umd-0", "umd-1"]
-    running = found["mae-1"]
-    assert (running.share, running.step, running.age_s, running.spent) == (0.7, 7, 180.0, "0.700min")
-    assert found["lmd-1"].message == "non-finite loss at step 12"
-    assert found["umd-0"].share == pytest.approx(0.9967)
-    assert found["umd-0"].age_s is None
-
-
-def test_status_on_a_terminal(tmp_path: Path) -> None:
-    from rich.console import Console
-
-    study = write_study(tmp_path, *made_study())
-    study.run("mae-1").log.write_text('{"step": 1, "share": 0.5, "loss": "NaN", "at": "never"}\nnot json\n[1]\n')
-    file = io.StringIO()
-    Console(file=file, width=100).print(status.grid(status.rows(study)))
-    said = file.getvalue()
-    assert "50.0%" in said and "diverged" in said
-    assert max(map(len, said.splitlines())) <= 100
-
-
-# -- numbers --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("made", "wanted"),
-    [
-        (format.fixed(-0.04, 1), "0.0"),
-        (format.fixed(math.nan, 1), "nan"),
-        (format.fixed(-math.inf, 1), "-inf"),
-        (format.significant(0.001234), "0.00123"),
-        (format.significant(9.996), "10.0"),
-        (format.significant(12345.6), "12346"),
-        (format.significant(0), "0"),
-        (format.count(360), "360"),
-        (format.count(999_999), "1.00 M"),
-        (format.count(1_234_567), "1.23 M"),
-        (format.count(4.5e9), "4.50 G"),
-        (format.count(7e18), "7000 P"),
-        (format.gflop(4.56e9), "4.56"),
-        (format.memory(700 * 2**20), "700 MiB"),
-        (format.memory(1.5 * 2**30), "1.50 GiB"),
-        (format.time_unit([1.0, 599.0]), "s"),
-        (format.time_unit([1.0, 600.0]), "min"),
-        (format.time_unit([math.inf, 10_800.0]), "h"),
-        (format.time_unit([]), "s"),
-        (format.duration(0.0, "s"), "0"),
-        (format.duration(0.001, "s"), "<0.01"),
-        (format.duration(0.4, "s"), "0.40"),
-        (format.duration(90.0, "min"), "1.50"),
-        (format.age(30), "30 s"),
-        (format.age(18_000), "5.0 h"),
-    ],
-)
-def test_numbers_as_people_read_them(made: str, wanted: str) -> None:
-    assert made == wanted
-
-
-def test_mean_interval_covers_the_truth_95_times_in_100() -> None:
-    draw = random.Random(0)
-    hits = 0
-    for _ in range(4000):
-        mean, half = format.mean_interval([draw.gauss(3.0, 2.0) for _ in range(3)])
-        assert half is not None
-        hits += abs(mean - 3.0) <= half
-    assert 0.94 < hits / 4000 < 0.96
-
-
-def test_mean_interval_of_values_that_are_not_finite() -> None:
-    assert format.mean_interval([5.0]) == (5.0, None)
-    assert format.mean_interval([1.0, math.inf]) == (math.inf, None)
-    assert math.isnan(format.mean_interval([math.inf, -math.inf])[0])
-    assert math.isnan(format.mean_interval([1.0, math.nan])[0])
