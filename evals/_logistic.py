@@ -8,7 +8,6 @@ is stepped in units of its curvature at the start, 1 / sqrt(variance / K + 1 / (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,14 +83,6 @@ class Problem:
         slope = other.axes.T @ (self.axes @ solution.weights[:-1])
         weights = torch.cat([slope, solution.weights[-1:]])
         return Solution(solution.c, weights, solution.steps, False)
-
-
-def path(problem: Problem, grid: Sequence[float], start: Solution | None = None) -> list[Solution]:
-    """Solutions along `grid`, each searched from the one before."""
-    found: list[Solution] = []
-    for c in grid:
-        found.append(problem.solve(c, found[-1] if found else start))
-    return found
 
 
 def _descend(point: Tensor, objective) -> int:

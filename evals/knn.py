@@ -54,7 +54,7 @@ def evaluate(context: Context, config: Config) -> Outcome:
         shares = votes(
             reference - shift, labels, queries - shift, classes, config.k, config.temperature, context.device
         )
-        numbers[key] = _number(title, shares.argmax(dim=1) == truth, config)
+        numbers[key] = _number(title, shares.argmax(dim=1) == truth, config, context.cheap)
     return Outcome(numbers, {"tap": str(choice.tap), "tap_scores": choice.scores}, choice.trials)
 
 
@@ -84,7 +84,7 @@ def votes(
     return torch.cat(shares)
 
 
-def _number(title: str, right: Tensor, config: Config):
+def _number(title: str, right: Tensor, config: Config, cheap: bool):
     from harness.records import Number
 
     return Number(
@@ -93,5 +93,5 @@ def _number(title: str, right: Tensor, config: Config):
         table="representation",
         better="higher",
         n=len(right),
-        note=f"k = {config.k}, cosine, T = {config.temperature:g}; reference: all of train",
+        note=f"k = {config.k}, cosine, T = {config.temperature:g}" + ("" if cheap else "; reference: all of train"),
     )

@@ -65,10 +65,6 @@ class Budget:
         """Share of the budget spent; over 1 when overspent."""
         return getattr(meter, self.reads) / self.limit
 
-    def part(self, share: float) -> Budget:
-        """`share` of this budget, in the same unit."""
-        return Budget(self.amount * share, self.unit)
-
     def __str__(self) -> str:
         return f"{self.amount:.12g}{self.unit}".replace("e+", "e")  # a plus is no part of file names
 

@@ -35,7 +35,7 @@ RUNS = Path("runs")
 
 
 def _study(words, methods, budget, dataset, size, seeds, evals, name):
-    """The study that a study file, the options and the KEY=VALUE words ask for, in that order of precedence."""
+    """The study that a study file, the options and the KEY=VALUE words ask for; what comes later wins."""
     from harness.config import parse_words
     from harness.errors import HarnessError
     from harness.study import build, merge, read_file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from harness.errors import HarnessError, unknown
 
@@ -14,6 +14,7 @@ T = TypeVar("T")
 def override(config: T, values: dict[str, Any], prefix: str = "") -> T:
     """`config` (a frozen dataclass) with `values` laid over it, each checked against its field's type.
 
+    A table is laid over the dataclass in its field; a tuple may be written with commas, `0.9,0.95`.
     Raises HarnessError for an unknown key (with the nearest known one) or a value of the wrong type.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -28,9 +29,12 @@ def override(config: T, values: dict[str, Any], prefix: str = "") -> T:
         if key not in known:
             raise unknown("setting", label, (f"{prefix}.{k}" if prefix else k for k in known))
         kind = hints[key]
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            checked[key] = override(getattr(config, key), value, label)
+            continue
         try:
             settings = None if dataclasses.is_dataclass(kind) else ConfigDict(strict=False)
-            checked[key] = TypeAdapter(kind, config=settings).validate_python(value)
+            checked[key] = TypeAdapter(kind, config=settings).validate_python(_listed(kind, value))
         except ValidationError as error:
             name = getattr(kind, "__name__", str(kind))
             reason = error.errors()[0]["msg"]
@@ -44,6 +48,11 @@ def override(config: T, values: dict[str, Any], prefix: str = "") -> T:
         dotted = f"{prefix}." if prefix else ""
         label = ", ".join(f"{dotted}{k}={v!r}" for k, v in checked.items())
         raise HarnessError(f"{label}: {error}") from None
+
+
+def _listed(kind: Any, value: Any) -> Any:
+    """A tuple's values, where they came as one text with commas."""
+    return value.split(",") if get_origin(kind) is tuple and isinstance(value, str) else value
 
 
 def parse_words(words: list[str]) -> dict[str, Any]:

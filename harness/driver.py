@@ -91,7 +91,11 @@ def evaluate_study(
                 "the code and data that made the study",
                 f"python -m harness status {place.path}",
             )
-        return _each(todo, study, place, display, lambda job: store.read_as(RunRecord, place.run(job.key).record))
+        strange = sorted(set(asked.keys) - {job.key for job in todo})
+        failures = [f"{key}: not evaluated, its settings, data or interface changed since" for key in strange]
+        return failures + _each(
+            todo, study, place, display, lambda job: store.read_as(RunRecord, place.run(job.key).record)
+        )
 
 
 def _kept(place: store.Study, todo: list[Job]) -> list[str]:
@@ -114,6 +118,8 @@ def _each(
                 record = pretrained(job)
                 if record.state == "finished":
                     evaluate_run(job, study, place, display)
+                else:
+                    failures.append(f"{job.label}: {_state_line(record)}")
                 display.done(job.label, _state_line(record))
         for data in {job.cell.dataset: job.data for job in todo}.values():
             with _failing(f"references of {data.spec.name}", place.references(data.spec.name), display, failures):

@@ -35,7 +35,9 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
     shares = sorted({*FULL, *job.train.snapshots})
     for share, cheap in [(s, False) for s in FULL] + [(s, True) for s in shares]:
         place, weights = folder.evals(share, cheap), _snapshot(job, folder, share)
-        subject = Subject(job.cell, job.key, None, share, "ema" if job.train.ema else "raw", weights.name)
+        subject = Subject(
+            job.cell, job.key, share=share, weights="ema" if job.train.ema else "raw", snapshot=weights.name
+        )
         wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
         missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
         if not missing:
@@ -108,7 +110,7 @@ def evaluate_references(data: Dataset, study: Study, place: store.Study, display
     from evals._references import REFERENCES
 
     for (title, reference), size in itertools.product(REFERENCES.items(), study.size):
-        folder = place.reference(data.spec.name, f"{title} {size}")
+        folder = place.reference(data.spec.name, title, size)
         configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
         missing = {n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data)}
         if not missing:
@@ -116,4 +118,4 @@ def evaluate_references(data: Dataset, study: Study, place: store.Study, display
         display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(missing)}")
         context = _context(reference(data), data, 0, folder, place.cache(), cheap=False)
         for name, config in missing.items():
-            _run_eval(name, context, config, Subject(reference=title), folder)
+            _run_eval(name, context, config, Subject(reference=title, size=size), folder)

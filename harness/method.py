@@ -17,7 +17,9 @@ from harness.rng import Rng
 
 # Shapes: B batch, C channels, H height, W width, D feature width, N tokens.
 
-INTERFACE = 1  # part of every run's key: a change here makes old runs a different run
+# Part of every run's key: raised whenever equal settings give another run, by a change here, in the batches or their
+# augmentation, or in the training loop.
+INTERFACE = 1
 SIZES = ("nano", "ti", "s", "b", "l", "xl")
 
 

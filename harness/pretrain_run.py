@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from harness import checkpoint, machine, store
 from harness.budget import Meter
 from harness.config import plain
@@ -63,6 +65,7 @@ def pretrain_run(
     store.write(folder.record, record)
     if state == "finished":
         checkpoint.prune(folder.checkpoints, keep=1)
+        shutil.rmtree(folder.cache, ignore_errors=True)  # latents that only training needs
     if stopper.asked:  # during the last step: nothing is left to save
         raise Interrupted
     return record
@@ -116,5 +119,5 @@ def _cost(work: Pretraining, method: Method, before: Cost | None) -> Cost:
         flop_features_img=flop_features,
         img_s=work.train_img / train_s if train_s > 0 else None,
         peak_memory_bytes=max(machine.peak_memory_bytes(), before.peak_memory_bytes or 0 if before else 0),
-        outside_share=work.stage.timing.outside_share(work.stage.step, train_s) if work.stage.name == "train" else None,
+        outside_share=work.outside_share(),
     )

@@ -52,7 +52,7 @@ class Cost(Model):
     mfu: float | None = None
     peak_memory_bytes: int | None = None
     energy_j: float | None = None
-    outside_share: float | None = None  # of train time outside forward, backward, optimizer step
+    outside_share: float | None = None  # of charged time outside forward, backward, optimizer step
 
 
 class Spend(Model):
@@ -123,6 +123,7 @@ class EvalRecord(Model):
     key: str | None = None  # the run's, None for a reference row
     cell: Cell | None = None
     reference: str | None = None  # "raw pixels", "real images": rows that are no run
+    size: str | None = None  # of a reference row: the size whose eval settings it has
     share: float | None = None  # of the budget at which the snapshot was taken; 0 is the untrained network
     cheap: bool = False  # a quick subset for the anytime curve, never shown beside full evals
     weights: Literal["ema", "raw", "none"] = "none"

@@ -13,8 +13,8 @@ from harness.budget import Budget, check_devices, parse_budget
 from harness.config import override, plain
 from harness.data.dataset import Dataset, load
 from harness.errors import HarnessError
-from harness.method import INTERFACE, Method
-from harness.plugins import card, load_eval, load_method
+from harness.method import INTERFACE, DataSpec, Method
+from harness.plugins import card, load_eval, load_method, method_plugins
 from harness.records import Cell
 from harness.study import Study, slug
 from harness.train.settings import BATCH, UNKEYED, TrainConfig
@@ -75,8 +75,20 @@ def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
         train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
         resolved.append(Job(cell, _key(cell, config, train, data), budget, method, config, train, data))
     for name in study.evals:
-        eval_config(study, name, study.size[0])
+        for size in study.size:
+            eval_config(study, name, size)
+    _check_idle_sections(study, resolved[0].data.spec)
     return resolved
+
+
+def _check_idle_sections(study: Study, data: DataSpec) -> None:
+    """Settings of methods and evals that the study does not use: legal, as a study file may be shared, but no typos."""
+    for name, values in study.overrides.items():
+        if name in study.methods or name in study.evals:
+            continue
+        plugin = load_method(name) if name in method_plugins() else load_eval(name)
+        recipe = plugin.recipe("nano", data) if name in method_plugins() else plugin.recipe("nano")
+        override(recipe, values, name)
 
 
 def _key(cell: Cell, config: Any, train: TrainConfig, data: Dataset) -> str:

@@ -91,8 +91,9 @@ class Study:
     def references(self, dataset: str) -> RunFolder:
         return RunFolder(self.path / "references" / dataset)
 
-    def reference(self, dataset: str, name: str) -> Path:
-        return self.path / "references" / dataset / name.replace(" ", "-")
+    def reference(self, dataset: str, name: str, size: str | None) -> Path:
+        """Where a reference row lies that was evaluated with the settings of `size`."""
+        return self.path / "references" / dataset / "-".join([*name.split(), *([size] if size else [])])
 
     def tables(self) -> Path:
         return self.path / "tables"

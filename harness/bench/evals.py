@@ -44,7 +44,7 @@ def bench(data_dir: Path | None, steps: int = STEPS, epochs: int = EPOCHS, round
         stack.enter_context(patched(context, "CHEAP", SUBSET))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         lab = Lab(method, data, folder)
-        lab.fresh().labels("test")  # decodes the images, which is nobody's cost here
+        lab.fresh().labels("test")
         images = ", ".join(f"{lab.fresh().part(part).n} {part}" for part in SUBSET)  # type: ignore[arg-type]
         line(f"{data.title}: {images} images; MAE nano after {steps} steps; {rounds} interleaved rounds")
         probes = _pair({CACHED: lab.cached, ONLINE: lambda: lab.online(epochs)}, rounds)

@@ -53,10 +53,6 @@ class Batches:
         self._orders: dict[int, Tensor] = {}
         self._drawn: tuple[int, Boxes | None] = (-1, None)  # a block of steps and its boxes
 
-    def epoch_of(self, step: int) -> float:
-        """How often every image has been seen before `step`."""
-        return step * self.batch_size / len(self.part)
-
     def positions(self, step: int) -> Tensor:
         """Which images of the part make up the whole batch, int64 [B] on the CPU."""
         n, place, left, pieces = len(self.part), step * self.batch_size, self.batch_size, []

@@ -37,6 +37,7 @@ class Subject:
     share: float | None = None
     weights: Literal["ema", "raw", "none"] = "none"
     snapshot: str | None = None
+    size: str | None = None  # of a reference row
 
     @property
     def who(self) -> str:
@@ -80,6 +81,7 @@ def evaluate(
         key=subject.key,
         cell=subject.cell,
         reference=subject.reference,
+        size=subject.size,
         share=subject.share,
         cheap=context.cheap,
         weights=subject.weights,

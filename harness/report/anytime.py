@@ -32,6 +32,8 @@ class Point:
     flop: float | None
     value: float
     better: str
+    n: int  # images behind the value
+    part: str  # that they are of: "held-out train", or "test" for records of old protocols
 
 
 def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point]:
@@ -47,7 +49,8 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
             img, flop = (None, None) if at is None else (at.img, at.flop)
             for number in record.numbers.values():
                 place = (cell.dataset, cell.size, cell.budget, record.eval, record.protocol, number.title)
-                seen = (cell.method, cell.seed, record.share, img, flop, number.value, number.better)
+                part = "test" if record.test_opened else "held-out train"
+                seen = (cell.method, cell.seed, record.share, img, flop, number.value, number.better, number.n, part)
                 found[trial.run.key, record.eval, record.share, number.title] = Point(*place, *seen)
     return sorted(found.values(), key=lambda p: (*_panel(p), p.method, p.seed, p.share, p.value))
 
@@ -115,6 +118,7 @@ def _draw(place, panel: list[Point], axis: str, titles: Mapping[str, str]) -> No
     first = panel[0]
     place.set_title(f"{first.dataset}, {first.size}, {first.budget}", fontsize=10)
     place.set_xlabel(AXES[axis])
-    place.set_ylabel(f"{first.title}, held-out train")
+    place.set_ylabel(f"{first.title} ({first.better} is better)")
+    place.annotate(f"{first.n} images of {first.part}", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize=8)
     place.grid(alpha=0.3)
     place.legend(fontsize=8)

@@ -228,5 +228,5 @@ def folder(record: EvalRecord) -> Path:
     """Where the record lies, seen from the folder of the tables."""
     study = Study(Path(".."))
     if record.reference is not None:
-        return study.reference(record.dataset, record.reference)
+        return study.reference(record.dataset, record.reference, record.size)
     return study.run(record.key or "").evals(record.share or 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,16 +37,22 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
         run.flop += flops.count(lambda: run.method.cached(probe)) * len(views) * len(run.fit.images)
     if again and stored is not None:
         return checkpoint.load_snapshot(stored)["latents"].to(run.device)
-    latents = torch.stack([_encode(run, mirrored) for mirrored in views])
+    begin = time.perf_counter()
+    latents = _encoded(run, views)
+    run.worked_s += time.perf_counter() - begin
     checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
     return latents
 
 
-def _encode(run: Pretraining, mirrored: bool) -> Tensor:
+def _encoded(run: Pretraining, views: list[bool]) -> Tensor:
     """In the precision that what encodes was trained in; a method that borrows its encoder holds it to float32."""
-    parts = []
+    whole = None
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.prepared_in == "bf16"):
-        for chunk in run.fit.images.split(CHUNK):
-            images = to_float(chunk.to(run.device))
-            parts.append(run.method.cached(images.flip(-1) if mirrored else images).float())
-    return torch.cat(parts)
+        for view, mirrored in enumerate(views):
+            for start in range(0, len(run.fit.images), CHUNK):
+                images = to_float(run.fit.images[start : start + CHUNK].to(run.device))
+                part = run.method.cached(images.flip(-1) if mirrored else images).float()
+                if whole is None:
+                    whole = part.new_empty(len(views), len(run.fit.images), *part.shape[1:])
+                whole[view, start : start + len(part)] = part
+    return whole

@@ -63,6 +63,7 @@ class Pretraining:
     snapshots: dict[float, dict[str, float]] = field(default_factory=dict)  # the meter at each share
     flop_per_image: dict[str, float] = field(default_factory=dict)
     prepared_in: str = "fp32"  # precision of the preparation
+    worked_s: float = 0.0  # forward, backward and optimizer step of ended stages, and encoding into the cache
     stage: Stage | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ class Pretraining:
             self.prepared_in = self.stage.precision
         if preparation is not None:
             preparation.objective.requires_grad_(False)
+        if self.stage is not None:
+            self.worked_s += self.stage.timing.of(self.stage.step)
         with self.ledger.account("prepare"):
             latents = cached_latents(self, again=self._resumed_in("train"))
         self._run_stage("train", self.method, 1.0, self.batch_size, latents)
@@ -213,6 +216,12 @@ class Pretraining:
         """Share of the budget spent."""
         return self.budget.spent(self.meter())
 
+    def outside_share(self) -> float | None:
+        """Share of the charged time that went elsewhere: data, logging, bookkeeping. None before the first step."""
+        charged = self.ledger.charged_s()
+        inside = self.worked_s + (self.stage.timing.of(self.stage.step) if self.stage else 0.0)
+        return max(0.0, 1 - inside / charged) if inside and charged > 0 else None
+
     # -- after each step ------------------------------------------------------------------------------------------
 
     def _after_step(self, stage: Stage, share: float, images: int) -> None:
@@ -282,6 +291,7 @@ class Pretraining:
                 "snapshots": dict(self.snapshots),
                 "flop_per_image": dict(self.flop_per_image),
                 "prepared_in": self.prepared_in,
+                "worked_s": self.worked_s,
                 "ledger": self.ledger.snapshot(),
             }
             checkpoint.save(self.folder.checkpoints, self.step, payload)
@@ -297,6 +307,7 @@ class Pretraining:
             self.snapshots = payload["snapshots"]
             self.flop_per_image = payload["flop_per_image"]
             self.prepared_in = payload["prepared_in"]
+            self.worked_s = payload["worked_s"]
             for name, seconds in payload["ledger"].items():
                 self.ledger.add(name, seconds)
             self._resumed = payload

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# Same batch for every method of a comparison (card evaluation, section 10); a method's rate follows from it.
+# Same batch for every method of a comparison (card evaluation, section 10); a method's rate follows from it. A VAE that
+# is trained first has a batch size of its own.
 BATCH = {"nano": 128, "ti": 256, "s": 512, "b": 1024, "l": 1024, "xl": 1024}
 
 

@@ -28,11 +28,9 @@ class Timing:
     inside_s: float = 0.0
     steps: int = 0  # that were timed
 
-    def outside_share(self, steps: int, charged_s: float) -> float | None:
-        """Share of `charged_s`, the charged time of `steps` steps, that went elsewhere: data, logging, bookkeeping."""
-        if not self.steps or charged_s <= 0:
-            return None
-        return max(0.0, 1 - self.inside_s / self.steps * steps / charged_s)
+    def of(self, steps: int) -> float:
+        """Seconds that `steps` steps spent inside, those that were not timed like those that were."""
+        return self.inside_s / self.steps * steps if self.steps else 0.0
 
 
 @dataclass

@@ -11,25 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from backbones.masked_autoencoder import DECODERS, NORM_LEAST, MaskedAutoencoder
+from backbones.on_latents import OnLatents, build_vae
 from backbones.sizes import TRUNKS, Trunk
 from backbones.tokens import Drop, kept_tokens, random_drop
 from backbones.unmasking import Unmasking
-from backbones.vae import Vae, VaeConfig, VaeObjective, pretrained_kl, small_kl, taef2
+from backbones.vae import VaeConfig
 from harness.errors import HarnessError
 from harness.method import (
     Augment,
     Batch,
     DataSpec,
     Loss,
-    Method,
     Optim,
-    Preparation,
     Tap,
     require_taps,
 )
@@ -77,6 +76,8 @@ class Config:
         ratios = (self.ratio_start, self.ratio_middle, self.ratio_end)
         if not 0 < min(ratios) <= max(ratios) < 1:
             raise ValueError("mask ratios lie between 0 and 1")
+        if self.vae == "none":
+            raise ValueError("LMD without a VAE is MAE: lmd.vae is train, taef2:FOLDER, a folder or a hub name")
         if not 0 < self.ramp <= 1 or not 0 < self.vae_share < 1:
             raise ValueError("ramp and vae_share are shares of the budget")
         if self.norm_least < 2:
@@ -117,7 +118,7 @@ def latent_patch(side: int, tokens_across: int) -> int:
     return min(powers, key=lambda p: (abs(side / p - tokens_across), p))
 
 
-class Lmd(Method):
+class Lmd(OnLatents):
     Config = Config
 
     @classmethod
@@ -129,12 +130,12 @@ class Lmd(Method):
             views=2,
             encoder=TRUNKS[size],
             decoder=DECODERS[size],
-            norm_least=NORM_LEAST,  # standardising a patch of one latent pixel, four numbers, leaves two
+            norm_least=NORM_LEAST,  # standardising a patch of four numbers leaves two
         )
         if size not in SHORT:
             return config
-        # The script is for hundreds of epochs. In the few thousand steps that a budget of minutes buys, Adan's long
-        # averages have no time to pay off, and the VAE needs many small steps (README, "What was tried").
+        # The script is for hundreds of epochs. A budget of minutes buys a few thousand steps at most: Adan then lost
+        # to the untrained network, and a VAE needs small ones to take many (README, "What was tried").
         base_lr, vae_batch = SHORT[size]
         training = VaeConfig(batch_size=vae_batch)
         return replace(config, optimizer="adamw", betas=(0.9, 0.95), base_lr=base_lr, vae_training=training)
@@ -142,7 +143,7 @@ class Lmd(Method):
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__()
         self.config, self.data = config, data
-        self.vae = _vae(config, data).eval()
+        self.vae = build_vae(config, data)
         patch = latent_patch(self.vae.latent_side, config.tokens_across)
         self.core = MaskedAutoencoder(
             self.vae.channels,
@@ -154,34 +155,6 @@ class Lmd(Method):
             norm_target=config.norm_target and self.vae.channels * patch**2 >= config.norm_least,
         )
         self.unmasking = Unmasking(self.core) if config.sampler_every else None
-
-    # -- the VAE ------------------------------------------------------------------------------------------------
-
-    def preparation(self) -> Preparation | None:
-        if self.config.vae != "train":
-            return None
-        training = self.config.vae_training
-        return Preparation(VaeObjective(self.vae, training), self.config.vae_share, training.batch_size)
-
-    def borrowed(self) -> list[dict[str, Any]]:
-        """What this config borrows, as the run's record wants it; a card cannot know."""
-        if self.vae.borrowed is None:
-            return []
-        return [{"what": self.vae.borrowed, "parameters": self.vae.parameters_borrowed, "cost": None}]
-
-    def train(self, mode: bool = True) -> Lmd:
-        super().train(mode)
-        self.vae.eval()
-        return self
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The masked autoencoder alone: from here on the VAE is frozen."""
-        self.vae.requires_grad_(False)
-        return super().param_groups()
-
-    @torch.no_grad()
-    def cached(self, images: Tensor) -> Tensor | None:
-        return self.vae.encode(images) if self.config.views else None
 
     @torch.no_grad()
     def _patches(self, images: Tensor) -> Tensor:
@@ -246,14 +219,6 @@ class Lmd(Method):
 
     def _image(self, patches: Tensor) -> Tensor:
         return self.vae.decode(self.core.image(patches)).clamp(-1, 1)
-
-
-def _vae(config: Config, data: DataSpec) -> Vae:
-    if config.vae == "train":
-        return small_kl(data.channels, data.size, config.vae_width)
-    if config.vae.startswith("taef2:"):
-        return taef2(config.vae.removeprefix("taef2:"), data.channels, data.size, config.vae_side)
-    return pretrained_kl(config.vae, data.channels, data.size, config.vae_side)
 
 
 METHOD = Lmd

@@ -223,8 +223,8 @@ class Umd(Method):
         def noise(step: int) -> Tensor:
             return rng.at("step", step).normal("noise", shape)
 
-        steps = self.config.sample_steps if steps is None else steps
-        return self.diffusion.ddim(denoise, rng.normal("start", shape), steps, noise, self.config.sample_eta)
+        levels = self.diffusion.grid(self.config.sample_steps if steps is None else steps)
+        return self.diffusion.ddim(denoise, rng.normal("start", shape), levels, noise, self.config.sample_eta)
 
 
 def masked_mean(x: Tensor, where: Tensor | None) -> Tensor:

@@ -92,8 +92,9 @@ def test_ddim_runs_steps_plus_one_times_and_finds_a_known_image(float64):
         return (x - diffusion.signal[k] * target) / diffusion.spread[k]
 
     start = waves(1.0, 1.7, 0.3, 2)
-    out = diffusion.ddim(denoise, start, steps=25, noise=lambda i: pytest.fail("eta 0 draws no noise"), eta=0.0)
-    assert visited == diffusion.grid(25) and len(visited) == 26
+    levels = diffusion.grid(25)
+    out = diffusion.ddim(denoise, start, levels, noise=lambda i: pytest.fail("eta 0 draws no noise"), eta=0.0)
+    assert visited == levels and len(visited) == 26
     torch.testing.assert_close(out, target, rtol=0, atol=1e-9)
 
 
@@ -104,7 +105,7 @@ def test_ancestral_ddim_uses_each_steps_noise_once():
         drawn.append(step)
         return torch.full((1, 1, 2, 2), 0.1)
 
-    out = diffusion.ddim(lambda x, k: 0.5 * x, torch.ones(1, 1, 2, 2), steps=10, noise=noise)
+    out = diffusion.ddim(lambda x, k: 0.5 * x, torch.ones(1, 1, 2, 2), diffusion.grid(10), noise=noise)
     assert drawn == list(range(10))
     assert out.abs().max() <= 1
 

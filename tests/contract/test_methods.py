@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import pytest
 import torch
 
+from harness.config import override, parse_words
 from harness.data.pixels import to_float
 from harness.method import DataSpec, Method
-from harness.plugins import card, find
+from harness.plugins import card, find, load_method
 from harness.rng import Rng
 from harness.train.optim import build_optimizer, set_rate
 from tests.contract.conftest import METHODS, batch_of, build, rng
@@ -186,3 +188,13 @@ def test_card_is_plain_data_with_what_tables_need(name):
     for source in about.get("published", []):
         assert {"model", "dataset", "metric", "value", "protocol", "source"} <= source.keys()
     assert (find("method", name).folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_that_the_card_names_can_be_typed(name):
+    """Departures say how to have the paper's way; what they say is accepted as it stands."""
+    recipe = load_method(name).recipe("nano", SHAPES[2])
+    for departure in card(name).get("departures", []):
+        words = re.findall(rf"\b{name}\.\w+=\S+", departure["what"] + " " + departure["why"])
+        settings = parse_words([word.rstrip(".,;") for word in words]).get(name, {})
+        assert override(recipe, settings, name) is not None

@@ -104,7 +104,7 @@ def made_study() -> tuple[list[RunRecord], list[EvalRecord]]:
                 evals += [made_eval(run, name, value * s - 5, share=s, cheap=True) for s in (0.125, 0.5, 1.0)]
     evals += [made_eval(None, "linear", 87.5, reference="raw pixels", chosen={})]
     evals += [made_eval(None, "knn", 94.2, reference="raw pixels", chosen={})]
-    evals += [made_eval(None, "generation", 0.75, reference="real images", pictures=["real.png"])]
+    evals += [made_eval(None, "generation", 0.75, reference="real images", size="nano", pictures=["real.png"])]
     return runs, evals
 
 
@@ -114,7 +114,7 @@ def write_study(folder: Path, runs: list[RunRecord], evals: list[EvalRecord]) ->
         store.write(study.run(run.key).record, run)
     for record in evals:
         if record.reference:
-            place = study.reference(record.dataset, record.reference)
+            place = study.reference(record.dataset, record.reference, record.size)
         else:
             place = study.run(record.key or "").evals(record.share or 0.0, record.cheap)
         store.write(place / f"{record.eval}.json", record)

@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 @dataclass(frozen=True)
 class Inner:
     depth: int = 2
+    heads: int = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ def test_values_are_laid_over_the_defaults_and_checked() -> None:
     config = override(Config(), values)
     assert config == Config(0.6, crop=(0.2, 1.0), shares=(0.1, 0.2, 0.3), clip=None, schedule="linear")
     assert isinstance(config.crop, tuple)
-    assert override(Config(), {"inner": {"depth": 5}}).inner == Inner(5)
+    assert override(Config(), {"crop": "0.5,1"}).crop == (0.5, 1.0)
+    assert override(Config(), {"shares": "0.25"}).shares == (0.25,)
+    assert override(Config(inner=Inner(4, 4)), {"inner": {"depth": 5}}).inner == Inner(5, 4), "the rest stays"
+    with pytest.raises(HarnessError, match=r"unknown setting 'umd.inner.dept'[\s\S]*did you mean 'umd.inner.depth'"):
+        override(Config(), {"inner": {"dept": 5}}, "umd")
     assert override(config, {}) is config
 
 

@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 
 WORDS = [
-    "--methods", "mae", "--budget", "120step", "--evals", "knn", "--name", "kill",
+    "--methods", "lmd", "--budget", "120step", "--evals", "knn", "--name", "kill",
     "train.batch_size=32", "train.snapshots=[0.5]", "train.checkpoint_s=0.2", "train.log_s=0.2",
 ]  # fmt: skip
+
+
+# In the preparation, with the latents just cached, in training, past half of it, and between two evals.
+MOMENTS = [f"kill/runs/*/{place}" for place in (
+    "run.json", "cache/*.safetensors", "checkpoints/step-*.pt", "snapshots/0.5*", "evals/1.0000/knn.json",
+)]  # fmt: skip
 
 
 def start(out: Path) -> subprocess.Popen[str]:
@@ -51,7 +57,7 @@ def unbroken(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_killed_and_repeated_is_the_unbroken_run(unbroken, tmp_path):
     aim = random.Random(11)
-    for moment in ("kill/runs/*/run.json", "kill/runs/*/checkpoints/step-*.pt", "kill/runs/*/snapshots/0.5*"):
+    for moment in MOMENTS:
         process = start(tmp_path)
         wait_for(tmp_path, moment)
         time.sleep(aim.uniform(0, 0.5))
@@ -76,7 +82,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(unbroken, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert "Go on with:" in err and "python -m harness run --methods mae" in err
+    assert "Go on with:" in err and "python -m harness run --methods lmd" in err
     (record,) = tmp_path.glob("kill/runs/*/run.json")
     assert json.loads(record.read_text())["state"] in ("interrupted", "finished")
     (newest, *_) = sorted(tmp_path.glob("kill/runs/*/checkpoints/*.pt"), reverse=True)

@@ -36,7 +36,7 @@ def test_the_page_asks_for_nothing_but_its_pictures(tmp_path: Path) -> None:
     runs, evals = made_study()
     study = write_study(tmp_path, runs, evals)
     (study.run("umd-0").evals(1.0) / "samples.png").write_bytes(b"png")
-    (study.reference("digits", "real images") / "real.png").write_bytes(b"png")
+    (study.reference("digits", "real images", "nano") / "real.png").write_bytes(b"png")
     page = next(p for p in write_all(study) if p.suffix == ".html")
     text = page.read_text(encoding="utf-8")
     assert "http" not in text and "<script" not in text

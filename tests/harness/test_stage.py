@@ -145,13 +145,13 @@ def test_a_loss_that_is_no_number_names_its_first_step(monkeypatch: pytest.Monke
     assert "step 4" in str(caught.value)
 
 
-def test_time_splits_into_inside_and_outside() -> None:
+def test_the_time_inside_steps_is_known() -> None:
     stage = make()
     run(stage)
     inside_s, steps = stage.timing.inside_s, stage.timing.steps
     assert inside_s > 0 and steps == stage.step
-    assert stage.timing.outside_share(steps, 2 * inside_s) == pytest.approx(0.5)
-    assert make().timing.outside_share(0, 1.0) is None
+    assert stage.timing.of(3 * steps) == pytest.approx(3 * inside_s)
+    assert make().timing.of(10) == 0
 
 
 @pytest.mark.parametrize("took", [0.03, 0.07, 0.3])

@@ -108,10 +108,10 @@ def test_a_study_finds_every_record_and_no_other_file(tmp_path: Path) -> None:
     folder = study.run("0123456789ab")
     store.write(folder.record, run)
     store.write(folder.evals(1.0) / "linear.json", final)
-    store.write(study.reference("digits", "raw pixels") / "linear.json", reference)
+    store.write(study.reference("digits", "raw pixels", "s") / "linear.json", reference)
     folder.log.write_text("{}\n")
     (folder.evals(1.0) / "samples.png").write_bytes(b"")
     assert list(study.runs()) == [run]
     assert list(study.evals()) == [final, reference]
     assert folder.evals(1 / 8).name == "0.1250"
-    assert study.reference("digits", "raw pixels") == tmp_path / "references" / "digits" / "raw-pixels"
+    assert study.reference("digits", "raw pixels", "s") == tmp_path / "references" / "digits" / "raw-pixels-s"

@@ -137,7 +137,7 @@ def test_the_config_goes_to_json_and_back():
 def test_patches_of_few_numbers_are_not_standardised():
     assert not lmd().core.norm_target  # single latent pixels, four numbers
     assert lmd(norm_least=2).core.norm_target
-    assert lmd(DataSpec("x", 3, 64, 10)).core.norm_target  # 2 x 2 latent pixels, sixteen numbers
+    assert lmd(DataSpec("x", 1, 28, 10)).core.norm_target  # single latent pixels too, but of sixteen numbers
 
 
 # -- the sampler, the count and the precision ------------------------------------------------------------------
