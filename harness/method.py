@@ -19,7 +19,7 @@ from harness.rng import Rng
 
 # Part of every run's key: raised whenever equal settings give another run, by a change here, in the batches or their
 # augmentation, or in the training loop.
-INTERFACE = 1
+INTERFACE = 2
 SIZES = ("nano", "ti", "s", "b", "l", "xl")
 
 

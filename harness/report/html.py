@@ -20,7 +20,8 @@ p { margin: .3rem 0; max-width: 65rem; }
 .soft { color: var(--soft); font-size: .9rem; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
+tbody th, td.number { white-space: nowrap; }
 th.number, td.number { text-align: right; }
 thead th { border-bottom: 2px solid currentColor; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: Canvas; }
