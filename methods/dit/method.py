@@ -1,0 +1,198 @@
+"""DiT: a plain transformer that predicts the noise in an image, and how sure it is of it.
+
+Peebles & Xie, "Scalable Diffusion Models with Transformers", ICCV 2023, arXiv 2212.09748; see methods/dit/README.md.
+Measured: the squared error of the noise plus the variational term of the variance; features are the mean token of a
+middle block, for an image with little or no noise; samples are ancestral, with the learned variance. In pixels it
+borrows nothing; the paper works on the latents of Stable Diffusion's VAE (`dit.vae`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from backbones.diffusion import Diffusion, T
+from backbones.dit_vit import DitVit
+from backbones.learned_variance import LearnedVariance, ancestral
+from backbones.on_latents import OnLatents, build_vae
+from backbones.sizes import TOKENS_ACROSS, TRUNKS, Trunk, patch_size
+from backbones.vae import VaeConfig
+from harness.errors import HarnessError
+from harness.method import Augment, Batch, DataSpec, Loss, Optim, Tap, require_taps
+from harness.rng import Rng
+
+# Shapes: B batch, C channels and S side of what the network sees (pixels or latents), N tokens, D width.
+
+NOISES = (None, 10, 40, 80, 120)  # levels that features can be read at; None is the clean image at level 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """The paper's DiT-XL/2, without labels."""
+
+    vae: str = "CompVis/stable-diffusion-v1-4"  # hub name, folder, "taef2:FOLDER", "train" (ours), "none" (pixels)
+    vae_side: int = 0  # px that images are resized to before a borrowed VAE; 0 is the nearest that fits
+    vae_width: Literal["nano", "ti", "s", "b", "l", "xl"] = "s"  # of a VAE trained here
+    vae_share: float = 0.2  # of the budget, for training the VAE; only with vae = "train"
+    vae_training: VaeConfig = VaeConfig()  # noqa: RUF009 (frozen)
+    views: Literal[0, 1, 2] = 2  # cached latents per image, 2 with the mirrored one; 0 encodes at every step
+    latent_scale: float = 0.18215  # Stable Diffusion's: brings its latents to unit scale
+    patch: int = 2  # of latent places, or px
+    trunk: Trunk = TRUNKS["xl"]
+    classes: int = 0  # above 0 adds the label table; pre-training sees no label
+    learn_sigma: bool = True
+    schedule: Literal["linear", "cosine"] = "linear"
+    lr: float = 1e-4  # not scaled with the batch
+    rate: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup: float = 0.0  # share of the training
+    sample_steps: int = 250
+    guidance: float = 1.0  # only with labels; 1 is plain conditional
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sample_steps <= T:
+            raise ValueError(f"sample_steps is from 1 to {T}")
+        if not 0 < self.vae_share < 1 or not 0 <= self.warmup < 1:
+            raise ValueError("vae_share and warmup are shares")
+        if self.trunk.width % 4 or self.trunk.width % self.trunk.heads:
+            raise ValueError(f"width {self.trunk.width} has to divide into {self.trunk.heads} heads, and by 4")
+
+
+class Dit(OnLatents):
+    Config = Config
+    sizes = ("nano", "ti", "s", "b", "l", "xl")
+
+    @classmethod
+    def recipe(cls, size: str, data: DataSpec) -> Config:
+        # In pixels, so that nothing is borrowed and no network is needed; as many tokens as every method has.
+        config = Config(vae="none", patch=patch_size(data.size, TOKENS_ACROSS[size]), trunk=TRUNKS[size])
+        if size in SHORT:  # the paper's constant rate is for days; a budget of minutes has to be annealed
+            config = replace(config, lr=SHORT[size], rate="cosine", warmup=0.05)
+        return replace(config, sample_steps=50) if size == "nano" else config
+
+    def __init__(self, config: Config, data: DataSpec) -> None:
+        super().__init__()
+        c = config
+        self.config, self.data = config, data
+        self.vae = build_vae(config, data)
+        self.channels = data.channels if self.vae is None else self.vae.channels
+        self.side = data.size if self.vae is None else self.vae.latent_side
+        out = self.channels * (2 if c.learn_sigma else 1)
+        self.network = DitVit(self.side, self.channels, out, c.patch, *c.trunk, classes=c.classes)
+        self.diffusion = Diffusion(c.schedule)
+        self.reverse = LearnedVariance(self.diffusion.alpha_bar)
+
+    # -- pre-training -------------------------------------------------------------------------------------------------
+
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        x = self._seen(batch.images) if batch.latents is None else batch.latents.float() * self._scale
+        k = rng.integers("level", T, (len(x),)).to(x.device)
+        eps = rng.normal("noise", x.shape).to(x.device)
+        return self.objective(x, k, eps)
+
+    def objective(self, x: Tensor, k: Tensor, eps: Tensor, labels: Tensor | None = None) -> Loss:
+        """The loss of clean `x` [B, C, S, S] at levels `k` [B] with noise `eps`; `labels` [B], the last is "none"."""
+        noised = self.diffusion.noised(x, k, eps)
+        found = self.network(noised, k, labels).to(eps.dtype)
+        eps_hat, v = found.chunk(2, dim=1) if self.config.learn_sigma else (found, None)
+        mse = (eps_hat - eps).square().flatten(1).mean(dim=1)  # [B]
+        if v is None:
+            return Loss(mse.mean(), {"mse": mse.detach().mean()})
+        # The variance learns from the variational term alone: the mean in it is the network's, without a gradient.
+        x0_hat = self._clean(noised, eps_hat.detach(), k)
+        vb = self.reverse.loss(x, x0_hat, noised, v, k)
+        return Loss((mse + vb).mean(), {"mse": mse.detach().mean(), "vb": vb.detach().mean()})
+
+    def _clean(self, x: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+        """The clean image that noise `eps` in `x` at levels `k` [B] implies, not clipped."""
+        signal, spread = (table[k].view(-1, 1, 1, 1) for table in (self.diffusion.signal, self.diffusion.spread))
+        return (x - spread * eps) / signal
+
+    @property
+    def _scale(self) -> float:
+        """Our own VAE's latents are near unit scale as they are."""
+        return 1.0 if self.config.vae in ("none", "train") else self.config.latent_scale
+
+    @torch.no_grad()
+    def _seen(self, images: Tensor) -> Tensor:
+        """What the network sees of `images`: [B, C, S, S]."""
+        return images if self.vae is None else self.vae.encode(images) * self._scale
+
+    def optim(self, batch_size: int) -> Optim:
+        c = self.config
+        return Optim(c.lr, betas=c.betas, weight_decay=c.weight_decay, warmup=c.warmup, schedule=c.rate)
+
+    def augment(self) -> Augment:
+        """Mirrored, never cropped, as in the paper."""
+        return Augment(mirror=self.vae is None or self.config.views != 1)
+
+    # -- recognise ----------------------------------------------------------------------------------------------------
+
+    def taps(self) -> list[Tap]:
+        """Any block, for the clean image and four light noises; the four that come first are the usual optimum."""
+        depth = self.config.trunk.depth
+        middle, later = max(1, depth // 2), max(1, depth * 3 // 4)
+        usual = [(middle, None), (middle, 40), (later, None), (later, 40)]
+        every = [(block, noise) for block in range(1, depth + 1) for noise in NOISES]
+        return [Tap(f"block{block}", noise) for block, noise in dict.fromkeys([*usual, *every])]
+
+    @torch.no_grad()
+    def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
+        require_taps(self, taps)
+        x = self._seen(images)
+        passes = {
+            noise: self._read(x, noise, {_block(t) for t in taps if t.noise == noise}, rng)
+            for noise in dict.fromkeys(tap.noise for tap in taps)
+        }
+        found = [passes[tap.noise][_block(tap)].float() for tap in taps]  # [B, N, D]
+        if dense:
+            across = self.network.across
+            return [tokens.mT.unflatten(2, (across, across)) for tokens in found]
+        return [tokens.mean(dim=1) for tokens in found]
+
+    def _read(self, x: Tensor, noise: int | None, blocks: set[int], rng: Rng) -> dict[int, Tensor]:
+        """Tokens after each of `blocks`, in one pass without a label."""
+        level = torch.full((len(x),), noise or 0, device=x.device)
+        if noise is not None:
+            x = self.diffusion.noised(x, level, rng.at("tap", noise).normal("noise", x.shape))
+        return self.network.trunk(x, self.network.condition(level), blocks)[1]
+
+    # -- draw ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        if labels is not None and not self.config.classes:
+            raise HarnessError("labels given to a DiT that was built without any", "no labels, or dit.classes above 0")
+        shape = (n, self.channels, self.side, self.side)
+        levels = self.diffusion.respaced(self.config.sample_steps if steps is None else steps)
+
+        def denoise(x: Tensor, k: int) -> Tensor:
+            level = torch.full((n,), k, device=x.device)
+            if labels is None or self.config.guidance == 1:
+                return self.network(x, level, labels).float()
+            return self.network.guided(x, level, labels, self.config.guidance).float()
+
+        def noise(step: int) -> Tensor:
+            return rng.at("step", step).normal("noise", shape)
+
+        start, clip = rng.normal("start", shape), self.vae is None  # latents have no range to clip to
+        if self.config.learn_sigma:
+            x = ancestral(self.diffusion, denoise, start, levels, noise, clip)
+        else:
+            x = self.diffusion.ddim(denoise, start, levels, noise, eta=1.0, clip=clip)
+        return (x if self.vae is None else self.vae.decode(x / self._scale)).clamp(-1, 1)
+
+
+SHORT = {"nano": 1e-3, "ti": 5e-4}  # sizes for budgets of minutes: the peak rate
+
+
+def _block(tap: Tap) -> int:
+    return int(tap.layer.removeprefix("block"))
+
+
+METHOD = Dit
