@@ -188,7 +188,7 @@ class Dit(OnLatents):
         return (x if self.vae is None else self.vae.decode(x / self._scale)).clamp(-1, 1)
 
 
-SHORT = {"nano": 1e-3, "ti": 5e-4}  # sizes for budgets of minutes: the peak rate
+SHORT = {"nano": 2e-3, "ti": 1e-3}  # sizes for budgets of minutes: the peak rate (card.toml says how it was chosen)
 
 
 def _block(tap: Tap) -> int:
