@@ -109,7 +109,7 @@ class Context:
         return self._features.of(taps, part, self.part(part).first(limit))
 
     def train_features(self, tap: Tap) -> tuple[Tensor, Tensor]:
-        """Features [n, D] and labels [n] of fit and select together: all of train."""
+        """Features [n, D] and labels [n] of fit and select together: all of train; less in a cheap context."""
         both = [(self.features([tap], part)[tap], self.labels(part)) for part in ("fit", "select")]
         return torch.cat([f for f, _ in both]), torch.cat([y for _, y in both])
 

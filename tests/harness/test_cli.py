@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def harness(monkeypatch, capsys):
         (["--methods", "umd", "--budget", "1s", "train.batchsize=5"], "'train.batchsize'", "train.batch_size"),
         (["--methods", "umd", "--budget", "1s", "train.batch_size=few"], "does not fit", "a value of type int"),
         (["--methods", "umd", "--budget", "1s", "mea.mask_ratio=1"], "unknown setting 'mea'", "did you mean 'mae'?"),
+        (["--methods", "umd", "--budget", "1s", "mae.mask_ratoi=.5"], "'mae.mask_ratoi'", "mae.mask_ratio"),
         (["--methods", "umd", "--budget", "1s", "whatever"], "cannot read 'whatever'", "SECTION.KEY=VALUE"),
         (["nowhere.toml"], "no study file at nowhere.toml", "a TOML file"),
         (["a.toml", "b.toml"], "2 study files", "one"),
@@ -135,6 +137,20 @@ def test_more_methods_or_seeds_join_what_is_there(study, harness):
 def test_tables_repeat_byte_for_byte(study, harness, form):
     one, two = harness("table", str(study), "--format", form), harness("table", str(study), "--format", form)
     assert one == two and "mae" in one[1]
+
+
+def test_eval_names_the_runs_it_no_longer_recognises(study, harness, tmp_path):
+    copied = shutil.copytree(study, tmp_path / "tiny")
+    (record,) = copied.glob("runs/*/run.json")
+    other = record.parent.with_name("mae-of-older-code")
+    shutil.copytree(record.parent, other)
+    asked = json.loads((copied / "study.json").read_text())
+    (copied / "study.json").write_text(json.dumps(asked | {"keys": [*asked["keys"], other.name]}))
+    for place in other.rglob("*.json"):
+        place.write_text(place.read_text().replace(record.parent.name, other.name))
+    status, out, _ = harness("eval", str(copied))
+    assert status == 1
+    assert "failed    mae-of-older-code: not evaluated" in out
 
 
 def test_status_and_eval(study, harness):

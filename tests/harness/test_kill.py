@@ -72,7 +72,7 @@ def test_killed_and_repeated_is_the_unbroken_run(unbroken, tmp_path):
     assert run["spend"]["step"] == 120 and run["spend"]["img"] == 120 * 32
     names = sorted(p.relative_to(tmp_path).parts[-2:] for p in tmp_path.glob("kill/runs/*/evals/*/*.json"))
     assert names == sorted(p.relative_to(unbroken).parts[-2:] for p in unbroken.glob("kill/runs/*/evals/*/*.json"))
-    assert not list(tmp_path.glob("kill/**/.*.tmp"))
+    assert not list(tmp_path.glob("kill/**/.*.tmp")) and not list(tmp_path.glob("kill/runs/*/cache"))
 
 
 @pytest.mark.slow

@@ -246,6 +246,22 @@ def test_preparation_may_have_a_batch_size_of_its_own(
     assert run.spent() == 1
 
 
+def test_time_inside_the_preparation_counts_as_work_and_survives_a_stop(toy_run: Callable, monkeypatch) -> None:
+    monkeypatch.setattr(pretraining.Ledger, "charged_s", lambda self: 2 * inside)
+    inside = 1.0
+    run = toy_run("40step", ToyLatent)
+    run.should_stop = lambda: run.step >= 30
+    with pytest.raises(Interrupted):
+        run.run()
+    prepared = run.worked_s
+    assert prepared > 0
+    again = toy_run("40step", ToyLatent)
+    again.run()
+    assert again.worked_s >= prepared
+    inside = again.worked_s + again.stage.timing.of(again.stage.step)
+    assert again.outside_share() == pytest.approx(0.5)
+
+
 def test_latents_of_other_weights_are_never_read_back(toy_run: Callable) -> None:
     """Killed after the cache was made, with the newest checkpoints gone: what is prepared again is cached again."""
     run = toy_run("40step", ToyLatent)

@@ -1,4 +1,5 @@
-"""What is LMD's own: the schedules, the latents, the frozen VAE. The rest is in tests/contract and tests/backbones."""
+"""What is LMD's own: the schedules, the latents, the frozen VAE. The rest is in
+test_masked.py, tests/contract and tests/backbones."""
 
 from __future__ import annotations
 
@@ -22,7 +23,6 @@ from harness.data.pixels import to_float
 from harness.errors import HarnessError
 from harness.method import Batch, DataSpec
 from harness.rng import Rng
-from harness.train.flops import any_seed, train_flop_per_image
 from methods.lmd.method import Config, Lmd, latent_patch, mask_ratio
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "lmd.json").read_text())
@@ -138,46 +138,6 @@ def test_patches_of_few_numbers_are_not_standardised():
     assert not lmd().core.norm_target  # single latent pixels, four numbers
     assert lmd(norm_least=2).core.norm_target
     assert lmd(DataSpec("x", 1, 28, 10)).core.norm_target  # single latent pixels too, but of sixteen numbers
-
-
-# -- the sampler, the count and the precision ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("steps", "drawn"), [(None, Lmd.Config().rounds), (3, 3)])
-def test_steps_are_the_rounds_of_drawing(images, steps, drawn):
-    method, passes = lmd(sampler_every=1), []
-    method(Batch(images), 0.5, Rng(0))
-    method.core.norm.register_forward_hook(lambda *_: passes.append(1))
-    method.sample(1, Rng(0), steps=steps)
-    assert len(passes) == drawn
-
-
-def test_no_rounds_and_labels_are_refused(images):
-    method = lmd(sampler_every=1)
-    method(Batch(images), 0.5, Rng(0))
-    with pytest.raises(HarnessError, match="0 rounds"):
-        method.sample(1, Rng(0), steps=0)
-    with pytest.raises(HarnessError, match="labels given to LMD"):
-        method.sample(1, Rng(0), labels=torch.tensor([3]))
-
-
-def test_the_samplers_update_is_in_no_flop_count(images):
-    """It is charged in time. The counted step is the same for every seed and has no update; an update would show."""
-    batch = Batch(images)
-    with_sampler, without, always = (
-        train_flop_per_image(lmd(sampler_every=every).train(), batch, Rng(7)) for every in (8, 0, 1)
-    )
-    assert with_sampler == without < always
-    assert {any_seed(Rng(seed, ("train",))) for seed in range(9)} == {any_seed(Rng(0))}
-
-
-def test_bfloat16_autocast_keeps_the_loss(images):
-    method, batch = lmd(), Batch(images)
-    full = method(batch, 0.5, Rng(0)).total
-    with torch.autocast("cpu", torch.bfloat16):
-        half = method(batch, 0.5, Rng(0)).total
-    assert half.dtype == torch.float32 and not torch.equal(half, full)
-    torch.testing.assert_close(half, full, rtol=0.02, atol=0)
 
 
 # -- latents and the VAE -----------------------------------------------------------------------------------------

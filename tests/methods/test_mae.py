@@ -1,4 +1,4 @@
-"""What is MAE's own; the rest is in tests/contract and tests/backbones/test_masked_autoencoder.py."""
+"""What is MAE's own; the rest is in test_masked.py, tests/contract and tests/backbones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from harness.errors import HarnessError
 from harness.method import Batch, DataSpec
 from harness.plugins import card
 from harness.rng import Rng
-from harness.train.flops import any_seed, train_flop_per_image
 from methods.mae.method import Config, Mae
 
 DIGITS = DataSpec("digits", channels=1, size=8, classes=10)
@@ -92,43 +91,6 @@ def test_updates_come_on_about_every_eighth_step():
 def test_without_statistics_sampling_says_why():
     with pytest.raises(HarnessError, match=r"without the sampler's statistics"):
         mae(sampler_every=0).sample(1, Rng(0))
-
-
-@pytest.mark.parametrize(("steps", "drawn"), [(None, Mae.Config().rounds), (3, 3)])
-def test_steps_are_the_rounds_of_drawing(images, steps, drawn):
-    method, passes = mae(sampler_every=1), []
-    method(Batch(images), 0.5, Rng(0))
-    method.core.norm.register_forward_hook(lambda *_: passes.append(1))
-    method.sample(1, Rng(0), steps=steps)
-    assert len(passes) == drawn
-
-
-def test_no_rounds_and_labels_are_refused(images):
-    method = mae(sampler_every=1)
-    method(Batch(images), 0.5, Rng(0))
-    with pytest.raises(HarnessError, match="0 rounds"):
-        method.sample(1, Rng(0), steps=0)
-    with pytest.raises(HarnessError, match="labels given to MAE"):
-        method.sample(1, Rng(0), labels=torch.tensor([3]))
-
-
-def test_the_samplers_update_is_in_no_flop_count(images):
-    """It is charged in time. The counted step is the same for every seed and has no update; an update would show."""
-    batch = Batch(images)
-    with_sampler, without, always = (
-        train_flop_per_image(mae(sampler_every=every).train(), batch, Rng(7)) for every in (8, 0, 1)
-    )
-    assert with_sampler == without < always
-    assert {any_seed(Rng(seed, ("train",))) for seed in range(9)} == {any_seed(Rng(0))}
-
-
-def test_bfloat16_autocast_keeps_the_loss(images):
-    method, batch = mae(), Batch(images)
-    full = method(batch, 0.5, Rng(0)).total
-    with torch.autocast("cpu", torch.bfloat16):
-        half = method(batch, 0.5, Rng(0)).total
-    assert half.dtype == torch.float32 and not torch.equal(half, full)
-    torch.testing.assert_close(half, full, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
