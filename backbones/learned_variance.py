@@ -34,7 +34,7 @@ class LearnedVariance(nn.Module):
         before = np.append(1.0, alpha_bar[:-1])
         beta = 1 - alpha_bar / before
         posterior = beta * (1 - before) / (1 - alpha_bar)
-        posterior[0] = posterior[1]  # the first is 0 and has no logarithm
+        posterior[0] = posterior[1] if len(posterior) > 1 else beta[0]  # the first is 0 and has no logarithm
         tables = {
             "low": np.log(posterior),
             "high": np.log(beta),

@@ -40,7 +40,7 @@ class Config:
     vae_share: float = 0.2  # of the budget, for training the VAE; only with vae = "train"
     vae_training: VaeConfig = VaeConfig()  # noqa: RUF009 (frozen)
     views: Literal[0, 1, 2] = 2  # cached latents per image, 2 with the mirrored one; 0 encodes at every step
-    latent_scale: float = 0.18215  # Stable Diffusion's: brings its latents to unit scale
+    latent_scale: float = 0.18215  # Stable Diffusion's, for a diffusers VAE: brings its latents to unit scale
     patch: int = 2  # of latent places, or px
     trunk: Trunk = TRUNKS["xl"]
     classes: int = 0  # above 0 adds the label table; pre-training sees no label
@@ -115,8 +115,9 @@ class Dit(OnLatents):
 
     @property
     def _scale(self) -> float:
-        """Our own VAE's latents are near unit scale as they are."""
-        return 1.0 if self.config.vae in ("none", "train") else self.config.latent_scale
+        """Our own VAE's and TAEF2's latents are near unit scale as they are (TAEF2's 0.91 on CIFAR-10)."""
+        near_unit = self.config.vae in ("none", "train") or self.config.vae.startswith("taef2:")
+        return 1.0 if near_unit else self.config.latent_scale
 
     @torch.no_grad()
     def _seen(self, images: Tensor) -> Tensor:

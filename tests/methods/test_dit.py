@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.diffusion import Diffusion
@@ -283,8 +284,10 @@ def test_fewer_steps_and_labels(images):
         method.sample(2, Rng(0), labels=torch.tensor([1, 2]))
     calls = []
     method.network.register_forward_hook(lambda *_: calls.append(1))
-    method.sample(2, Rng(0), steps=7)
-    assert len(calls) == 7
+    for steps in (7, 1):
+        calls.clear()
+        assert method.sample(2, Rng(0), steps=steps).isfinite().all()
+        assert len(calls) == steps
 
 
 def test_labels_steer_samples_where_there_are_any():
@@ -297,6 +300,20 @@ def test_labels_steer_samples_where_there_are_any():
     guided = dit(classes=10, guidance=2.0).eval()
     guided.load_state_dict(method.state_dict())
     assert not torch.equal(guided.sample(2, Rng(0), labels=torch.tensor([1, 1]), steps=3), one)
+
+
+def test_a_diffusers_vaes_latents_are_scaled_and_its_samples_scaled_back(tmp_path, images):
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=8).save_pretrained(tmp_path)
+    decoded = []
+    for scale in (0.18215, 1.0):
+        method = dit(vae=str(tmp_path), patch=1, latent_scale=scale).eval()
+        assert len(method.borrowed()) == 1
+        torch.testing.assert_close(method._seen(images), method.vae.encode(images) * scale)
+        method.vae.decode = lambda latents: decoded.append(latents) or torch.zeros(2, 1, 8, 8)
+        method.sample(2, Rng(0), steps=2)
+    torch.testing.assert_close(decoded[0] * 0.18215, decoded[1])
+    own = dit(vae="train", patch=1).eval()
+    torch.testing.assert_close(own._seen(images), own.vae.encode(images))
 
 
 def test_on_latents_of_its_own_vae(images):
