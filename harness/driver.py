@@ -20,6 +20,7 @@ from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import RunRecord, StudyRecord
 from harness.resolve import Job, jobs
+from harness.shared import adopt
 from harness.signals import Stopper
 from harness.study import Study, build, merge
 from harness.train.pretraining import Interrupted
@@ -134,6 +135,8 @@ def _pretrained(job: Job, place: store.Study, display: Display, stopper: Stopper
     record = store.read_as(RunRecord, folder.record) if folder.record.exists() else None
     if record is not None and record.state in ENDED:
         return record
+    if job.source is not None:
+        return adopt(job, place, _pretrained(job.source, place, display, stopper))
     return pretrain_run(job, folder, record, display, stopper)
 
 

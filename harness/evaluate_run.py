@@ -22,6 +22,7 @@ from harness.plugins import load_eval
 from harness.records import EvalRecord
 from harness.resolve import Job, eval_config
 from harness.rng import Rng
+from harness.shared import reads_alike, take_over
 from harness.store import RunFolder
 from harness.study import Study
 
@@ -40,6 +41,8 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         )
         wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
         missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
+        if job.source is not None:
+            missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, share, cheap)]
         if not missing:
             continue
         quick = " (quick)" if cheap else ""
@@ -64,6 +67,16 @@ def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | 
     found = store.read_as(EvalRecord, path)
     same = (found.config, found.protocol, found.data_revision, found.snapshot)
     return same == (plain(config), load_eval(name).PROTOCOL, data.revision, snapshot)
+
+
+def _taken_over(name: str, config: Any, job: Job, place: store.Study, share: float, cheap: bool) -> bool:
+    """Take the eval's record over from the run that `job` reads, where `job` would find the same; whether it was."""
+    there = place.run(job.source.key).evals(share, cheap) / f"{name}.json"
+    weights = checkpoint.find_snapshot(place.run(job.key).snapshots, share)
+    if not reads_alike(name, job) or not _is_done(there, name, config, job.data, weights and weights.name):
+        return False
+    take_over(there, job, place.run(job.key).evals(share, cheap))
+    return True
 
 
 def _snapshot(job: Job, folder: RunFolder, share: float) -> Path:

@@ -132,6 +132,8 @@ class Method(Objective):
     data: DataSpec
     Config: ClassVar[type]
     sizes: ClassVar[tuple[str, ...]] = ("nano", "ti", "s", "b", "l")
+    # The method whose pre-training this one reads, on the same config: it is trained once and shared. None: its own.
+    pretrained_as: ClassVar[str | None] = None
 
     @classmethod
     def recipe(cls, size: str, data: DataSpec) -> Any:

@@ -19,12 +19,15 @@ def show_plan(study: Study, out: Path, data_dir: Path | None) -> None:
     place = store.Study(out / study.folder_name())
     todo = jobs(study, data_dir)
     table = Table("cell", "state", "batch", "parameters", "to charge", box=None, pad_edge=False)
-    left_s = 0.0
+    owed: dict[str, float] = {}  # seconds, once per pre-training, however many read it
     for job in todo:
-        state, share = _standing(place, job)
+        source = job.source or job
+        state, share = _standing(place, job if place.run(job.key).record.exists() else source)
         owed_s = job.budget.limit * (1 - share) if job.budget.is_time else None
-        left_s += owed_s or 0.0
-        table.add_row(job.label, state, str(job.train.batch_size), f"{_trained(job):,}", _price(job, share, owed_s))
+        price = _price(job, share, owed_s) if source.key not in owed else f"shared with {source.cell.method}"
+        owed.setdefault(source.key, owed_s or 0.0)
+        table.add_row(job.label, state, str(job.train.batch_size), f"{_trained(job):,}", price)
+    left_s = sum(owed.values())
     console = Console()
     for column in table.columns:
         column.no_wrap = True
@@ -60,5 +63,8 @@ def _summary(study: Study, todo: list[Job], left_s: float, place: store.Study) -
     lines = [f"{len(todo)} run(s), evals: {', '.join(study.evals)}; folder {place.path}"]
     if left_s:
         lines.append(f"still to charge: {duration(left_s)}; evals, checkpoints and compilation are shown, not charged")
-    lines.append("shared: nothing yet (each run trains its own weights); nothing is downloaded")
+    for key in dict.fromkeys(job.source.key for job in todo if job.source):
+        readers = [job.label for job in todo if job.source and job.source.key == key]
+        lines.append(f"shared: {key} is pre-trained once, for {', '.join(readers)}")
+    lines.append("nothing is downloaded")
     return "\n".join(lines)

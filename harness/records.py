@@ -93,6 +93,7 @@ class RunRecord(Model):
     environment: Environment | None = None
     borrowed: list[Borrowed] = []
     final_loss: float | None = None
+    shared: str | None = None  # key of the run that did this pre-training; what it spent stands here in full
     notes: list[str] = []  # footnotes for tables, from the method's card
 
 
@@ -135,6 +136,7 @@ class EvalRecord(Model):
     trials: int = 1  # how many candidates it was selected from
     test_opened: list[TestOpened] = []
     pictures: list[str] = []  # files beside the record
+    shared: str | None = None  # key of the run it was evaluated on: the same weights, read in the same way
     ledger: dict[str, float] = {}  # seconds: select, evaluate, sample
     notes: list[str] = []
     environment: Environment | None = None

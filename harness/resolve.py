@@ -31,6 +31,7 @@ class Job:
     config: Any
     train: TrainConfig  # batch_size settled
     data: Dataset
+    source: Job | None = None  # whose pre-training this one reads, where that is not its own
 
     @property
     def label(self) -> str:
@@ -71,14 +72,35 @@ def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
         data = _data(cell.dataset, data_dir)
         # The name of what was found: `cifar10` may be its JPEG form, which is another data set (harness data says so).
         cell = cell.model_copy(update={"dataset": data.spec.name})
-        config = override(method.recipe(cell.size, data.spec), study.overrides.get(cell.method, {}), cell.method)
         train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
-        resolved.append(Job(cell, _key(cell, config, train, data), budget, method, config, train, data))
+        resolved.append(_job(cell, budget, _config(study, method, cell, data), train, data))
     for name in study.evals:
         for size in study.size:
             eval_config(study, name, size)
     _check_idle_sections(study, resolved[0].data.spec)
-    return resolved
+    return sorted(resolved, key=lambda job: job.source is not None)  # readers after what they read
+
+
+def _config(study: Study, method: type[Method], cell: Cell, data: Dataset) -> Any:
+    """The recipe with the study's settings; those of a shared pre-training hold for its readers too."""
+    config = method.recipe(cell.size, data.spec)
+    for section in filter(None, (method.pretrained_as, cell.method)):
+        config = override(config, study.overrides.get(section, {}), section)
+    return config
+
+
+def _job(cell: Cell, budget: Budget, config: Any, train: TrainConfig, data: Dataset) -> Job:
+    method = load_method(cell.method)
+    source = None
+    if method.pretrained_as:
+        if method.Config is not load_method(method.pretrained_as).Config:
+            raise HarnessError(
+                f"{cell.method} reads the pre-training of {method.pretrained_as}, but has a Config of its own",
+                "the same Config class, so that equal settings are equal weights",
+                f"Config = {load_method(method.pretrained_as).__name__}.Config in methods/{cell.method}/method.py",
+            )
+        source = _job(cell.model_copy(update={"method": method.pretrained_as}), budget, config, train, data)
+    return Job(cell, _key(cell, config, train, data), budget, method, config, train, data, source)
 
 
 def _check_idle_sections(study: Study, data: DataSpec) -> None:
