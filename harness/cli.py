@@ -162,15 +162,16 @@ def table(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, evals, data or sizes; all of them by default.")] = "all",
+    what: Annotated[str, typer.Argument(help="methods, evals, data or sizes; the first three by default.")] = "all",
+    sizes: Annotated[bool, typer.Option("--sizes", help="The same as `list sizes`.")] = False,
 ) -> None:
-    """What is installed: methods, evals, data sets, sizes.
+    """What is installed: methods, evals, data sets; parameters and FLOPs of every method at every size.
 
-    Example: python -m harness list methods
+    Example: python -m harness list --sizes
     """
     from harness.listing import show
 
-    show(what)
+    show("sizes" if sizes else what)
 
 
 @app.command()

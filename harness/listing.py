@@ -12,11 +12,15 @@ def show(what: str) -> None:
     """Print one listing, or all of the quick ones. Raises HarnessError for an unknown listing."""
     if what not in (*KINDS, "all"):
         raise unknown("listing", what, [*KINDS, "all"])
+    if what == "sizes":
+        from harness import sizes
+
+        return sizes.show()
     from rich.console import Console
 
     console = Console()
     for kind in ("methods", "evals", "data") if what == "all" else (what,):
-        table, broken = {"methods": _methods, "evals": _evals, "data": _data, "sizes": _sizes}[kind]()
+        table, broken = {"methods": _methods, "evals": _evals, "data": _data}[kind]()
         table.title, table.title_justify = kind, "left"
         console.print(table)
         for line in broken:
@@ -63,25 +67,3 @@ def _data():
         images = f"{entry.train_n:,} + {entry.test_n:,}"
         table.add_row(entry.name, entry.title, images, f"{entry.size} px x {entry.channels}", str(entry.classes))
     return table, ["python -m harness data shows which of them are here"]
-
-
-def _sizes():
-    """Parameters of every method at every size, for 32 px colour images."""
-    import torch
-
-    from harness.method import DataSpec
-    from harness.plugins import load_method
-
-    spec = DataSpec("32 px", channels=3, size=32, classes=10)
-    table, broken = _table("method", "size", "trained parameters (32 px, 3 channels)"), []
-    for name in sorted(method_plugins()):
-        try:
-            method = load_method(name)
-        except HarnessError as error:
-            broken.append(f"skipped {name}: {error}")
-            continue
-        for size in method.sizes:
-            with torch.device("meta"):
-                built = method.create(method.recipe(size, spec), spec)
-            table.add_row(name, size, f"{sum(p.numel() for p in built.parameters() if p.requires_grad):,}")
-    return table, broken

@@ -60,19 +60,30 @@ def train_flop_per_image(objective: Objective, batch: Batch, rng: Rng) -> float:
 
     The same for every seed. Leaves the objective as it was: gradients cleared, buffers restored.
     """
-    first = batch.latents if batch.images is None else batch.images
     kept = {name: buffer.clone() for name, buffer in objective.named_buffers()}
 
     def step(progress: float) -> None:
         objective(batch, progress, any_seed(rng)).total.backward()
 
-    ends = [count(lambda: step(0.5 / POINTS)), count(lambda: step(1 - 0.5 / POINTS))]
-    between = [] if ends[0] == ends[1] else [count(lambda p=(i + 0.5) / POINTS: step(p)) for i in range(1, POINTS - 1)]
-    mean = sum(ends + between) / len(ends + between)
+    mean = _over_the_budget(step, batch)
     objective.zero_grad(set_to_none=True)
     for name, buffer in objective.named_buffers():
         buffer.copy_(kept[name])
-    return mean / len(first)
+    return mean
+
+
+@torch.no_grad()
+def forward_flop_per_image(objective: Objective, batch: Batch, rng: Rng) -> float:
+    """FLOPs of the forward pass of one training image, mean over the budget; for a network that is thrown away."""
+    return _over_the_budget(lambda progress: objective(batch, progress, any_seed(rng)), batch)
+
+
+def _over_the_budget(step: Callable[[float], object], batch: Batch) -> float:
+    """FLOPs of an image of `batch` in `step(progress)`, mean over the budget."""
+    ends = [count(lambda: step(0.5 / POINTS)), count(lambda: step(1 - 0.5 / POINTS))]
+    between = [] if ends[0] == ends[1] else [count(lambda p=(i + 0.5) / POINTS: step(p)) for i in range(1, POINTS - 1)]
+    first = batch.latents if batch.images is None else batch.images
+    return sum(ends + between) / len(ends + between) / len(first)
 
 
 class _Reads(TorchDispatchMode):
