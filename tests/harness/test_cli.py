@@ -235,3 +235,11 @@ def test_a_cell_that_fails_stays_in_the_table_and_the_others_go_on(tmp_path, har
     assert states["mae"]["state"] == "finished"
     assert states["umd"]["state"] == "failed" and "no such luck" in states["umd"]["message"]
     assert status == 1 and "no such luck" in out
+
+
+def test_a_run_that_diverges_stays_in_the_table_and_the_command_says_so(tmp_path, harness):
+    status, out, _ = harness("run", *TINY, "mae.base_lr=1e30", "--name", "up", "--out", str(tmp_path))
+    (run,) = tmp_path.glob("up/runs/*/run.json")
+    assert json.loads(run.read_text())["state"] == "diverged"
+    assert status == 1 and "failed    mae digits nano 6step seed 0: diverged" in out
+    assert "diverged" in (tmp_path / "up/tables/tables.md").read_text()
