@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -49,6 +49,7 @@ class Batch(NamedTuple):
 
     images: Tensor | None  # [B, C, H, W] in [-1, 1]
     latents: Tensor | None = None  # what `Method.cached` returned for these images
+    labels: Tensor | None = None  # int64 [B], of the fit part; only for an objective that sees labels
 
 
 class Loss(NamedTuple):
@@ -83,7 +84,12 @@ class Optim:
 
 
 class Objective(nn.Module):
-    """Something the training loop can train: a method, or what a method must train first (a VAE)."""
+    """Something the training loop can train: a method, or what a method must train first (a VAE).
+
+    One whose `sees_labels` is true is given the labels of its images; its run's record and every table say so.
+    """
+
+    sees_labels: bool = False
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
         """The objective of one step, in the paper's order.
@@ -181,6 +187,26 @@ class Method(Objective):
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
         """`n` images [n, C, H, W] in [-1, 1]; `steps` None means the config's number of sampling steps."""
         raise NotImplementedError
+
+    def labelled(self) -> Method:
+        """This method as one that sees labels, with its weights: a generative training with labels starts from it.
+
+        `pretrain`, `optim` and `augment` of what is returned are that training's; its `sample` takes labels, and
+        `guidance`: how far to go the way from no label to the label (None the config's, 1 plain conditional). What is
+        new in it is freshly initialised, from torch's global generator as at construction.
+        """
+        raise NotImplementedError
+
+
+M = TypeVar("M", bound=Method)
+
+
+def inherit(new: M, old: Method) -> M:
+    """`new` with all weights of `old`, on its device; what `old` has not keeps its initial values."""
+    unknown = new.load_state_dict(old.state_dict(), strict=False).unexpected_keys
+    if unknown:
+        raise HarnessError(f"{type(new).__name__} has no place for {', '.join(unknown)}", "every weight of the old one")
+    return new.to(next(old.parameters()).device)
 
 
 def require_taps(method: Method, taps: Iterable[Tap]) -> None:

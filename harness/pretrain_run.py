@@ -31,7 +31,8 @@ def pretrain_run(
     method = job.build()
     about = card(job.cell.method)
     borrowed = [Borrowed(**item) for item in [*about.get("borrowed", []), *method.borrowed()]]
-    record = record.model_copy(update={"borrowed": borrowed})
+    record = record.model_copy(update={"borrowed": borrowed, "saw_labels": method.sees_labels})
+    store.write(folder.record, record)
     work = Pretraining(
         method=method,
         fit=job.data.fit,

@@ -92,6 +92,7 @@ class RunRecord(Model):
     cost: Cost | None = None
     environment: Environment | None = None
     borrowed: list[Borrowed] = []
+    saw_labels: bool = False  # in pre-training; what is trained with labels afterwards is evaluation
     final_loss: float | None = None
     shared: str | None = None  # key of the run that did this pre-training; what it spent stands here in full
     notes: list[str] = []  # footnotes for tables, from the method's card

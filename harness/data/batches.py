@@ -24,6 +24,7 @@ DEVICE_SHARE = 0.4  # of a device's free memory that images may fill; beyond it 
 class Batches:
     """Batches of `part`, augmented on `device`; of cached `latents` [V, n, ...] (V views), where they are given.
 
+    With `labels` each batch holds its images' labels too; nothing else about it changes.
     `share` = (rank, ranks) gives this process its slice of every batch. Draws are made for the whole batch first, so
     what an image looks like does not depend on how many processes there are.
     """
@@ -38,6 +39,7 @@ class Batches:
         latents: Tensor | None = None,
         device: torch.device | str = "cpu",
         share: tuple[int, int] = (0, 1),
+        labels: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % share[1]:
             raise HarnessError(f"batch size {batch_size}", f"at least 1, and a multiple of {share[1]} processes")
@@ -47,6 +49,7 @@ class Batches:
         self.device = torch.device(device)
         self.rng = rng.to("cpu")  # one order on every device
         self.latents = latents
+        self.labels = part.labels.to(self.device) if labels else None
         self.images = part.images if latents is not None else _resident(part.images, self.device)
         size = batch_size // share[1]
         self._mine = slice(share[0] * size, (share[0] + 1) * size)
@@ -70,14 +73,15 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """This process's slice of batch `step`."""
-        positions = self.positions(step)
+        positions = self.positions(step)[self._mine]
+        labels = None if self.labels is None else self.labels[positions.to(self.device)]
         if self.latents is not None:
             views = self.rng.at("view").integers(step, len(self.latents), (self.batch_size,))
-            where = (views[self._mine].to(self.latents.device), positions[self._mine].to(self.latents.device))
-            return Batch(None, self.latents[where].to(self.device, non_blocking=True))
-        images = to_float(_gather(self.images, positions[self._mine], self.device))
+            where = (views[self._mine].to(self.latents.device), positions.to(self.latents.device))
+            return Batch(None, self.latents[where].to(self.device, non_blocking=True), labels)
+        images = to_float(_gather(self.images, positions, self.device))
         boxes = self._boxes(step)
-        return Batch(images if boxes is None else resample(images, boxes, self.augment.interpolation))
+        return Batch(images if boxes is None else resample(images, boxes, self.augment.interpolation), labels=labels)
 
     def _boxes(self, step: int) -> Boxes | None:
         """This process's crop boxes of batch `step`."""

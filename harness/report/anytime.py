@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.records import EvalRecord, RunRecord
 from harness.report.format import mean_interval
-from harness.report.sections import gather
+from harness.report.sections import gather, mark
 
 AXES = {"share": "share of the budget", "img": "images seen", "flop": "training FLOP"}
 
@@ -41,7 +41,7 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
     trials, _, _ = gather(runs, evals)
     found: dict[tuple[object, ...], Point] = {}
     for trial in trials:
-        cell = trial.run.cell
+        cell, who = trial.run.cell, trial.run.cell.method + mark(trial.run)
         for record in trial.evals:  # the newest last
             if not record.cheap or record.share is None:
                 continue
@@ -50,7 +50,7 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
             for number in record.numbers.values():
                 place = (cell.dataset, cell.size, cell.budget, record.eval, record.protocol, number.title)
                 part = "test" if record.test_opened else "held-out train"
-                seen = (cell.method, cell.seed, record.share, img, flop, number.value, number.better, number.n, part)
+                seen = (who, cell.seed, record.share, img, flop, number.value, number.better, number.n, part)
                 found[trial.run.key, record.eval, record.share, number.title] = Point(*place, *seen)
     return sorted(found.values(), key=lambda p: (*_panel(p), p.method, p.seed, p.share, p.value))
 

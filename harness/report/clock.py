@@ -11,7 +11,7 @@ from harness.records import Borrowed, Cost, EvalRecord, RunRecord
 from harness.report import format as fmt
 from harness.report.layout import Cell, Column, Kind, Row, Section, hoist_notes
 from harness.report.lines import FLOOR, notes, seeds_text, state
-from harness.report.sections import Group, Trial, describe, label, of_run, split
+from harness.report.sections import Group, Trial, describe, label, mark, of_run, split
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _of_method(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> 
     done = [trial for trial in trials if trial.finished]
     lines = []
     if done:
-        lines.append(_line("method", name, seeds_text(done, trials), done, notes(done), "finished"))
+        lines.append(_line("method", name + mark(done[0].run), seeds_text(done, trials), done, notes(done), "finished"))
     untrained = [[r for r in t.evals if r.share == 0] for t in trials]
     ledgers = [_sum(r.ledger for r in records) for records in untrained if records]
     if ledgers:
@@ -75,7 +75,7 @@ def _of_method(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> 
     for trial in trials:
         if not trial.finished:
             said = (trial.run.message,) if trial.run.message else ()
-            title = f"{name}, seed {trial.run.cell.seed}"
+            title = f"{name}{mark(trial.run)}, seed {trial.run.cell.seed}"
             lines.append(_line("unfinished", title, fmt.MISSING, [trial], said, state(trial)))
     return lines
 

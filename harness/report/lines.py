@@ -10,6 +10,7 @@ from harness.report.format import MISSING, mean_interval
 from harness.report.layout import Kind
 from harness.report.sections import Records, Trial
 
+SAW_LABELS = "saw labels in pre-training: no rival of the label-free rows"
 FLOOR = "raw pixels"  # what a representation has to beat; "real images" are a bound, not a rival
 
 
@@ -48,7 +49,8 @@ class Line:
 
 def notes(trials: Iterable[Trial]) -> tuple[str, ...]:
     """What the runs say of themselves, and a warning where one seed stands for several runs."""
-    said = [note for trial in trials for note in trial.run.notes]
+    said = [SAW_LABELS for trial in trials if trial.run.saw_labels]
+    said += [note for trial in trials for note in trial.run.notes]
     seeds = [trial.run.cell.seed for trial in trials]
     if len(set(seeds)) < len(seeds):
         said.append("several runs of one seed: the interval is too narrow")

@@ -16,6 +16,7 @@ from harness.report.sections import (
     describe,
     differences,
     label,
+    mark,
     of_eval,
     of_trial,
     split,
@@ -72,7 +73,8 @@ class _Builder:
         lines = []
         if finished:
             records = [self._admitted(trial.final, name) for trial in finished]
-            lines.append(Line("method", name, seeds_text(finished, trials), records, notes(finished)))
+            marked = name + mark(finished[0].run)
+            lines.append(Line("method", marked, seeds_text(finished, trials), records, notes(finished)))
         untrained = [found for t in trials if (found := self._admitted(t.untrained, f"{name}, untrained"))]
         if untrained:
             lines.append(Line("untrained", f"{name}, untrained", str(len(untrained)), untrained))
@@ -81,7 +83,7 @@ class _Builder:
         for trial in trials:
             if not trial.finished:
                 said = (trial.run.message,) if trial.run.message else ()
-                title = f"{name}, seed {trial.run.cell.seed}"
+                title = f"{name}{mark(trial.run)}, seed {trial.run.cell.seed}"
                 lines.append(Line("unfinished", title, notes=said, state=state(trial)))
         return lines
 

@@ -171,6 +171,11 @@ def label(trial: Trial, group: Group, titles: Mapping[str, str]) -> str:
     return f"{title} ({words})" if words else title
 
 
+def mark(run: RunRecord) -> str:
+    """What is added to a run's name wherever its results stand, to set it apart from label-free ones."""
+    return ", saw labels" if run.saw_labels else ""
+
+
 def _name_apart(groups: list[Group]) -> None:
     keys = sorted({key for g in groups for h in groups for key in differences(g.conditions, h.conditions)})
     for group in groups:

@@ -129,6 +129,7 @@ class Pretraining:
             self.mirror,
             latents,
             self.device,
+            labels=objective.sees_labels,
         )
         probe, rng = batches.at(0), self.rng.at(name).to(self.device)
         objective.train()

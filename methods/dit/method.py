@@ -17,12 +17,13 @@ from torch import Tensor
 
 from backbones.diffusion import Diffusion, T
 from backbones.dit_vit import DitVit
+from backbones.labels import dropped
 from backbones.learned_variance import LearnedVariance, ancestral
 from backbones.on_latents import OnLatents, build_vae
 from backbones.sizes import TOKENS_ACROSS, TRUNKS, Trunk, patch_size
 from backbones.vae import VaeConfig
 from harness.errors import HarnessError
-from harness.method import Augment, Batch, DataSpec, Loss, Optim, Tap, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Optim, Tap, inherit, require_taps
 from harness.rng import Rng
 
 # Shapes: B batch, C channels and S side of what the network sees (pixels or latents), N tokens, D width.
@@ -43,7 +44,9 @@ class Config:
     latent_scale: float = 0.18215  # Stable Diffusion's, for a diffusers VAE: brings its latents to unit scale
     patch: int = 2  # of latent places, or px
     trunk: Trunk = TRUNKS["xl"]
-    classes: int = 0  # above 0 adds the label table; pre-training sees no label
+    classes: int = 0  # in the label table; 0 is the data set's where pre-training sees labels, else no table
+    labels: bool = False  # pre-training sees labels, as the paper's; the record and every table say so
+    label_drop: float = 0.1  # share of labels that training replaces by "no label"
     learn_sigma: bool = True
     schedule: Literal["linear", "cosine"] = "linear"
     lr: float = 1e-4  # not scaled with the batch
@@ -52,13 +55,15 @@ class Config:
     weight_decay: float = 0.0
     warmup: float = 0.0  # share of the training
     sample_steps: int = 250
-    guidance: float = 1.0  # only with labels; 1 is plain conditional
+    guidance: float = 1.0  # of samples with labels; 1 is plain conditional
 
     def __post_init__(self) -> None:
         if not 1 <= self.sample_steps <= T:
             raise ValueError(f"sample_steps is from 1 to {T}")
-        if not 0 < self.vae_share < 1 or not 0 <= self.warmup < 1:
-            raise ValueError("vae_share and warmup are shares")
+        if not 0 < self.vae_share < 1 or not 0 <= self.warmup < 1 or not 0 <= self.label_drop < 1:
+            raise ValueError("vae_share, warmup and label_drop are shares")
+        if self.classes < 0:
+            raise ValueError("classes is 0 (no table of its own) or how many there are")
         if self.trunk.width % 4 or self.trunk.width % self.trunk.heads:
             raise ValueError(f"width {self.trunk.width} has to divide into {self.trunk.heads} heads, and by 4")
 
@@ -83,17 +88,25 @@ class Dit(OnLatents):
         self.channels = data.channels if self.vae is None else self.vae.channels
         self.side = data.size if self.vae is None else self.vae.latent_side
         out = self.channels * (2 if c.learn_sigma else 1)
-        self.network = DitVit(self.side, self.channels, out, c.patch, *c.trunk, classes=c.classes)
+        self.classes = c.classes or (data.classes if c.labels else 0)
+        if c.labels and self.classes < data.classes:
+            raise HarnessError(f"dit.classes={c.classes} with labels", f"at least the data set's {data.classes}, or 0")
+        self.network = DitVit(self.side, self.channels, out, c.patch, *c.trunk, classes=self.classes)
         self.diffusion = Diffusion(c.schedule)
         self.reverse = LearnedVariance(self.diffusion.alpha_bar)
 
     # -- pre-training -------------------------------------------------------------------------------------------------
 
+    @property
+    def sees_labels(self) -> bool:
+        return self.config.labels
+
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
         x = self._seen(batch.images) if batch.latents is None else batch.latents.float() * self._scale
         k = rng.integers("level", T, (len(x),)).to(x.device)
         eps = rng.normal("noise", x.shape).to(x.device)
-        return self.objective(x, k, eps)
+        labels = dropped(batch.labels, self.config.label_drop, self.classes, rng) if self.sees_labels else None
+        return self.objective(x, k, eps, labels)
 
     def objective(self, x: Tensor, k: Tensor, eps: Tensor, labels: Tensor | None = None) -> Loss:
         """The loss of clean `x` [B, C, S, S] at levels `k` [B] with noise `eps`; `labels` [B], the last is "none"."""
@@ -165,18 +178,33 @@ class Dit(OnLatents):
 
     # -- draw ---------------------------------------------------------------------------------------------------------
 
+    def labelled(self) -> Dit:
+        """This DiT with a label table, for a training with labels by the same recipe."""
+        return inherit(type(self)(replace(self.config, labels=True), self.data), self)
+
     @torch.no_grad()
-    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
-        if labels is not None and not self.config.classes:
+    def sample(
+        self,
+        n: int,
+        rng: Rng,
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Without `labels`: of classes drawn evenly where pre-training saw labels (the paper's way), else of none."""
+        if labels is not None and not self.classes:
             raise HarnessError("labels given to a DiT that was built without any", "no labels, or dit.classes above 0")
+        if labels is None and self.sees_labels:
+            labels = rng.integers("label", self.data.classes, (n,))
+        scale = self.config.guidance if guidance is None else guidance
         shape = (n, self.channels, self.side, self.side)
         levels = self.diffusion.respaced(self.config.sample_steps if steps is None else steps)
 
         def denoise(x: Tensor, k: int) -> Tensor:
             level = torch.full((n,), k, device=x.device)
-            if labels is None or self.config.guidance == 1:
+            if labels is None or scale == 1:
                 return self.network(x, level, labels).float()
-            return self.network.guided(x, level, labels, self.config.guidance).float()
+            return self.network.guided(x, level, labels, scale).float()
 
         def noise(step: int) -> Tensor:
             return rng.at("step", step).normal("noise", shape)

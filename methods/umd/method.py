@@ -22,7 +22,7 @@ from backbones.sizes import TOKENS_ACROSS, TRUNKS, patch_size
 from backbones.tokens import Drop, kept_tokens, patchify, random_drop
 from backbones.umd_vit import Encoded, UmdVit
 from harness.errors import HarnessError
-from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, inherit, require_taps
 from harness.rng import Rng
 
 # Shapes: B batch, n its noisy part, C channels, H = W image side, L patches, p patch side, D width.
@@ -104,16 +104,18 @@ class Umd(Method):
     # -- pre-training --------------------------------------------------------------------------------------
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
-        images, tokens = batch.images, self.network.tokens
-        clean = int(len(images) * self.config.no_noise)
+        return self.objective(batch.images, self.draws(batch.images, rng))
+
+    def draws(self, images: Tensor, rng: Rng) -> Draws:
+        """What is random in a step on `images` [B, C, H, W]."""
+        tokens, clean = self.network.tokens, int(len(images) * self.config.no_noise)
         n = len(images) - clean
-        draws = Draws(
+        return Draws(
             k=rng.integers("time", T, (n,)),
             eps=rng.normal("noise", (n, *images.shape[1:])),
             order_noisy=rng.uniform("mask-noisy", (n, tokens)),
             order_clean=rng.uniform("mask-clean", (clean, tokens)),
         )
-        return self.objective(images, draws)
 
     def objective(self, images: Tensor, draws: Draws, labels: Tensor | None = None) -> Loss:
         """The loss of `images` [B, C, H, W], everything random given; `labels` [n] are for the noisy part."""
@@ -207,18 +209,32 @@ class Umd(Method):
 
     # -- draw ----------------------------------------------------------------------------------------------
 
+    def labelled(self) -> Umd:
+        """This UMD in the paper's generative fine-tune."""
+        from methods.umd.labelled import LabelledUmd
+
+        return inherit(LabelledUmd.of(self), self)
+
     @torch.no_grad()
-    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        rng: Rng,
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
         """The paper's sampler on the pre-trained weights; the paper fine-tunes with labels first."""
         if labels is not None and not self.config.classes:
             raise HarnessError("labels given to a UMD that was built without any", "no labels, or umd.classes above 0")
         shape = (n, self.data.channels, self.data.size, self.data.size)
+        scale = self.config.guidance if guidance is None else guidance
 
         def denoise(x: Tensor, k: int) -> Tensor:
             time = torch.full((n,), k + 1, device=x.device)
-            if labels is None or self.config.guidance == 1:
+            if labels is None or scale == 1:
                 return self.network(x, time, labels).eps
-            return self.network.guided(x, time, labels, self.config.guidance).eps
+            return self.network.guided(x, time, labels, scale).eps
 
         def noise(step: int) -> Tensor:
             return rng.at("step", step).normal("noise", shape)
