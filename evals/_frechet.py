@@ -128,6 +128,12 @@ def features(extractor: Extractor, images: Tensor) -> Tensor:
         return extractor.net(images)[0].double().cpu()
 
 
+def guess(extractor: Extractor, images: Tensor) -> Tensor:
+    """The class [B], on the CPU, that the stand-in classifier takes `images` uint8 [B, C, H, W] for."""
+    with torch.no_grad():
+        return extractor.net.net(images.to(next(extractor.net.parameters()).device)).argmax(dim=1).cpu()
+
+
 def statistics(found: Tensor) -> Statistics:
     """Of features [n, D] float64; the first KEPT rows are kept, so they should be in random order."""
     both = fid_features_to_statistics(found)

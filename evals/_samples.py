@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,23 +30,35 @@ class Drawn(NamedTuple):
 
 
 def draw(
-    context: Context, n: int, chunk: int, steps: int | None, shown: int, features: Callable[[Tensor], Tensor]
+    context: Context,
+    n: int,
+    chunk: int,
+    steps: int | None,
+    shown: int,
+    features: Callable[[Tensor], Tensor],
+    labels: Tensor | None = None,
+    **how: Any,
 ) -> Drawn:
-    """`n` samples, `chunk` at a time, each chunk keyed by the index of its first sample."""
+    """`n` samples, `chunk` at a time, each chunk keyed by the index of its first sample; of `labels` [n], where given.
+
+    `how` goes to the method's `sample` as it is.
+    """
     rows, first, seen = [], [], set()
     for start in range(0, n, chunk):
+        if labels is not None:
+            how["labels"] = labels[start : start + chunk].to(context.device)
         with context.ledger.account("sample"):
-            images = _chunk(context, start, min(chunk, n - start), steps)
+            images = _chunk(context, start, min(chunk, n - start), steps, **how)
         rows.append(features(images))
         seen |= {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images}
         first.append(images[: max(0, shown - start)])
     return Drawn(torch.cat(rows), torch.cat(first), len(seen))
 
 
-def _chunk(context: Context, start: int, n: int, steps: int | None) -> Tensor:
+def _chunk(context: Context, start: int, n: int, steps: int | None, **how: Any) -> Tensor:
     """Samples `start` to `start + n` as uint8 [n, C, H, W]. Raises HarnessError for too few, odd or broken ones."""
     with torch.no_grad(), context.autocast():
-        images = context.method.sample(n, context.rng.at("sample", start), steps=steps)
+        images = context.method.sample(n, context.rng.at("sample", start), steps=steps, **how)
     spec, name = context.data.spec, type(context.method).__name__
     expected = [n, spec.channels, spec.size, spec.size]
     if list(images.shape) != expected:

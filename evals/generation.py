@@ -7,9 +7,7 @@ stands in is named in the column, and the letters FID are not used. Columns name
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ TITLE = "generation"
 PROTOCOL = 1
 NEEDS = "sample"
 
-ENVIRONMENT = "HARNESS_INCEPTION"  # path of the Inception weights, where the config names none
 PICTURE = "samples.png"
 
 
@@ -52,14 +49,14 @@ def recipe(size: str) -> Config:
 
 def evaluate(context: Context, config: Config) -> Outcome | None:
     """None in a quick context: a distance at fewer samples is another column, and says little."""
-    from evals import _frechet, _samples
+    from evals import _frechet, _samples, _yardstick
     from harness.evaluation import Outcome
 
     if context.cheap:
         return None
     n = config.samples
-    extractor = _extractor(context, config)
-    references = {name: _reference(context, extractor, name) for name in config.references}
+    extractor = _yardstick.extractor(context, config.inception)
+    references = {name: _yardstick.reference(context, extractor, name) for name in config.references}
     before = context.ledger.snapshot()["sample"]
     shown = config.grid**2
     samples = _samples.draw(
@@ -79,26 +76,6 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         facts[f"kernel_{name}_spread"] = spread
     _samples.write_picture(context.pictures / PICTURE, samples.first, config.grid)
     return Outcome(numbers, facts, pictures=[PICTURE], notes=_notes(drawn, samples.distinct))
-
-
-def _extractor(context: Context, config: Config) -> Extractor:
-    from evals import _frechet
-
-    path = config.inception or os.environ.get(ENVIRONMENT)
-    if path:
-        return _frechet.inception(Path(path), context.device)
-    return _frechet.stand_in(context.data, context.cache, context.device)
-
-
-def _reference(context: Context, extractor: Extractor, name: str) -> Statistics:
-    """Statistics of a real part: the whole of train, once per data set and extractor; or the test part."""
-    from evals import _frechet
-
-    if name == "test":
-        return _frechet.reference(extractor, context.open_test().chunks(500), None)
-    data = context.data
-    file = f"reference-{data.spec.name}-{data.revision[:16]}-{extractor.checksum[:16]}.safetensors"
-    return _frechet.reference(extractor, context.part("train").chunks(500), context.cache / file)
 
 
 def _distances(

@@ -103,6 +103,20 @@ def _unit(unit: str | None, text: str) -> str:
     raise unknown("unit", unit, UNITS, EXAMPLE)
 
 
+def images_left(
+    budget: Budget, spent: Meter, batch_size: int, epoch_img: int, flop_per_image: float, share: float = 1.0
+) -> int | None:
+    """Images that a count budget still buys up to `share` of it, fixed before the first; None when time decides."""
+    if budget.is_time:
+        return None
+    until = budget.limit * share
+    if budget.reads == "step":
+        return (round(until) - int(spent.step)) * batch_size
+    if budget.reads == "flop":
+        return int((until - spent.flop) / flop_per_image)
+    return round(until * (epoch_img if budget.reads == "epoch" else 1)) - int(spent.img)
+
+
 def check_devices(budget: Budget, gpus: int) -> None:
     """Refuse a budget in GPU time on a machine without a GPU, before any work."""
     if budget.reads == "device_s" and gpus == 0:

@@ -2,7 +2,8 @@
 
 An eval is a module `evals/<name>.py` (or an entry point in the group `harness.evals`) with
 
-    TITLE, PROTOCOL, NEEDS      a title, the version of its rule, and the verb it needs: "features" or "sample"
+    TITLE, PROTOCOL, NEEDS      a title, the version of its rule, and the verb it needs: "features", "sample" or
+                                "labelled"
     Config, recipe(size)        its settings as a frozen dataclass, and their values for a size
     evaluate(context, config)   -> Outcome, or None where it does not run (a snapshot it is too dear for)
 

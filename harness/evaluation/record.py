@@ -50,7 +50,7 @@ class Subject:
 
 
 def can(method: Method | type[Method], verb: str) -> bool:
-    """Whether a method has the verb an eval needs, "features" or "sample"."""
+    """Whether a method has the verb an eval needs: "features", "sample" or "labelled"."""
     kind = method if isinstance(method, type) else type(method)
     return getattr(kind, verb) is not getattr(Method, verb)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness import checkpoint
 from harness.data.pixels import to_float
+from harness.method import Method
 from harness.train import flops
 
 if TYPE_CHECKING:
@@ -27,32 +28,50 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
     `again`: the run goes on from a checkpoint that was trained on this cache. Only then are the stored latents those
     of the weights at hand, and their FLOPs on the meter already.
     """
-    probe = to_float(run.fit.images[:1].to(run.device))
-    run.method.eval()
-    if run.method.cached(probe) is None:
+    images = run.fit.images
+    views = views_of(run.method.eval(), images, run.mirror, run.device)
+    if not views:
         return None
-    views = [False, True] if run.mirror and run.method.augment().mirror else [False]
     stored = checkpoint.find_snapshot(run.folder.cache, VIEWS)
     if not again:
-        run.flop += flops.count(lambda: run.method.cached(probe)) * len(views) * len(run.fit.images)
+        run.flop += encoding_flop(run.method, images, views, run.device)
     if again and stored is not None:
         return checkpoint.load_snapshot(stored)["latents"].to(run.device)
     begin = time.perf_counter()
-    latents = _encoded(run, views)
+    latents = encode(run.method, images, views, run.device, run.prepared_in)
     run.worked_s += time.perf_counter() - begin
     checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
     return latents
 
 
-def _encoded(run: Pretraining, views: list[bool]) -> Tensor:
-    """In the precision that what encodes was trained in; a method that borrows its encoder holds it to float32."""
+@torch.no_grad()
+def views_of(method: Method, images: Tensor, mirror: bool, device: torch.device) -> list[bool]:
+    """The views to cache of uint8 `images` [n, ...], False plain and True mirrored; none when it trains on images."""
+    if method.cached(to_float(images[:1].to(device))) is None:
+        return []
+    return [False, True] if mirror and method.augment().mirror else [False]
+
+
+@torch.no_grad()
+def encoding_flop(method: Method, images: Tensor, views: list[bool], device: torch.device) -> float:
+    """FLOPs of `encode`."""
+    probe = to_float(images[:1].to(device))
+    return flops.count(lambda: method.cached(probe)) * len(views) * len(images)
+
+
+@torch.no_grad()
+def encode(method: Method, images: Tensor, views: list[bool], device: torch.device, precision: str) -> Tensor:
+    """[V, n, ...] float32 of uint8 `images` [n, ...].
+
+    In the precision that what encodes was trained in; a method that borrows its encoder holds it to float32.
+    """
     whole = None
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.prepared_in == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for view, mirrored in enumerate(views):
-            for start in range(0, len(run.fit.images), CHUNK):
-                images = to_float(run.fit.images[start : start + CHUNK].to(run.device))
-                part = run.method.cached(images.flip(-1) if mirrored else images).float()
+            for start in range(0, len(images), CHUNK):
+                chunk = to_float(images[start : start + CHUNK].to(device))
+                part = method.cached(chunk.flip(-1) if mirrored else chunk).float()
                 if whole is None:
-                    whole = part.new_empty(len(views), len(run.fit.images), *part.shape[1:])
+                    whole = part.new_empty(len(views), len(images), *part.shape[1:])
                 whole[view, start : start + len(part)] = part
     return whole

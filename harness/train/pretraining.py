@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness import checkpoint
-from harness.budget import Budget, Meter
+from harness.budget import Budget, Meter, images_left
 from harness.data.batches import Batches
 from harness.data.dataset import Part
 from harness.errors import HarnessError
@@ -163,15 +163,8 @@ class Pretraining:
         """Images of the stage for count budgets, fixed before its first step; None when time decides."""
         if self._resumed_in(name):
             return self._resumed["stage"]["images_planned"]
-        if self.budget.is_time:
-            return None
-        until = self.budget.limit * ends_at
-        if self.budget.reads == "step":
-            return (round(until) - self.step) * batch_size
-        if self.budget.reads == "flop":
-            return int((until - self.flop) / self.flop_per_image[name])
-        per_unit = len(self.fit.images) if self.budget.reads == "epoch" else 1
-        return round(until * per_unit) - self.img
+        per_image = self.flop_per_image[name]
+        return images_left(self.budget, self.meter(), batch_size, len(self.fit.images), per_image, ends_at)
 
     def _refuse_empty(self, name: str) -> None:
         """A budget that the preparation used up, or that is smaller than one step, buys no result."""

@@ -10,6 +10,7 @@ import torch
 
 from harness.config import override, parse_words
 from harness.data.pixels import to_float
+from harness.evaluation import can
 from harness.method import DataSpec, Method
 from harness.plugins import card, find, load_method
 from harness.rng import Rng
@@ -141,6 +142,31 @@ def test_samples_are_images_in_range_and_follow_the_key(nano, digits):
     other = nano.sample(3, Rng(8), steps=4)
     assert not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
+
+
+def test_with_labels_it_starts_from_its_weights_learns_and_draws_classes(nano, digits):
+    if not can(nano, "labelled"):
+        pytest.skip("it cannot be taught to draw a class")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = nano.labelled()
+    assert method.sees_labels and all(torch.equal(method.state_dict()[n], t) for n, t in nano.state_dict().items())
+    images, labels = images_of(digits, 64), digits.fit.labels[:64]
+    batch = batch_of(method, images)._replace(labels=labels)
+    optimizer = build_optimizer(method, method.optim(batch_size=64))
+    set_rate(optimizer, 1e-2)
+    for step in range(4):
+        optimizer.zero_grad()
+        method(batch, 0.5, rng().at(step)).total.backward()
+        if step < 3:
+            optimizer.step()
+    assert not [n for n, p in method.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    method.eval()
+    one, other = (method.sample(2, rng(), labels=torch.tensor([0, y]), steps=4, guidance=1.5) for y in (1, 2))
+    assert one.shape[1:] == images.shape[1:] and one.isfinite().all()
+    torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(one[1], other[1], atol=1e-3), "another class is another picture"
+    assert not torch.allclose(one, method.sample(2, rng(), torch.tensor([0, 1]), 4, guidance=1.0), atol=1e-3)
 
 
 def card_of(method: Method) -> dict:

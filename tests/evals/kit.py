@@ -27,6 +27,7 @@ class ToyData:
     fit_n: int
     test: Part
     title: str = "toy"
+    mirror: bool = False
     revision: str = "0123456789abcdef"
     opened: list[TestOpened] = field(default_factory=list)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evals import _frechet, _samples, _standin, generation
+from evals import _frechet, _samples, _standin, _yardstick, generation
 from evals._references import REFERENCES, RawPixels, RealImages
 from harness.errors import HarnessError
 from harness.evaluation import Subject, can, evaluate
@@ -23,7 +23,7 @@ CONFIG = generation.Config(samples=150, chunk=64, kernel_subsets=3)
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch):
-    monkeypatch.delenv(generation.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(_yardstick.ENVIRONMENT, raising=False)
     monkeypatch.setattr(_standin, "FEWEST", 20)
     monkeypatch.setattr(_standin, "EPOCHS", 1)
 
@@ -249,7 +249,7 @@ def test_missing_or_wrong_inception_weights_leave_nothing_behind(tmp_path):
 
 
 def test_the_path_may_come_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv(generation.ENVIRONMENT, str(tmp_path / "none.pth"))
+    monkeypatch.setenv(_yardstick.ENVIRONMENT, str(tmp_path / "none.pth"))
     with pytest.raises(HarnessError, match=r"no Inception weights at .*none\.pth"):
         run(context(tmp_path))
 

@@ -1,0 +1,198 @@
+"""Class-conditional generation: a short labelled fine-tune of the pre-trained weights, then samples of every class.
+
+The fine-tune is evaluation: it has a budget of its own, the same for every method, is charged to `evaluate`, and learns
+from all of train, as the final linear probe does, since nothing is chosen here. Each method trains by its own recipe
+(`Method.labelled`); one that saw labels in pre-training is drawn from as it is. Classes take turns, so that every set
+of samples is balanced (card umd, section 6). Two numbers for each guidance scale: the Frechet distance to all of train,
+and how many samples the stand-in classifier takes for what they should be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.budget import parse_budget
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evals._frechet import Extractor, Statistics
+    from evals._samples import Drawn
+    from harness.evaluation import Context, Outcome
+    from harness.method import Method
+    from harness.records import Number
+
+TITLE = "class-conditional generation"
+PROTOCOL = 1
+NEEDS = "labelled"
+
+# Shapes: n samples, K classes, C channels, H height, W width.
+
+
+@dataclass(frozen=True)
+class Config:
+    budget: str = "50epoch"  # of the fine-tune, in any unit of --budget
+    batch_size: int = 256
+    guidance: tuple[float, ...] = (1.0, 1.5)  # 1 is plain conditional; any other costs twice the network passes
+    samples: int = 10_000
+    steps: int | None = None  # sampling steps; None is each method's own number
+    chunk: int = 500  # samples drawn at once; part of the protocol, since every chunk has its own key
+    inception: str | None = None  # path of torch-fidelity's Inception weights
+    columns: int = 8  # of the picture, a class a row
+    rows: int = 10  # of the picture at most
+
+    def __post_init__(self) -> None:
+        parse_budget(self.budget)
+        if self.samples < 100:
+            raise ValueError("a distance from fewer than 100 samples says nothing")
+        if min(self.batch_size, self.chunk, self.columns, self.rows) < 1:
+            raise ValueError("batch_size, chunk, columns and rows must be positive")
+        if not self.guidance or len(set(self.guidance)) < len(self.guidance):
+            raise ValueError("guidance is one scale or several different ones")
+
+
+def recipe(size: str) -> Config:
+    """UMD's 50 epochs; less for small networks. Below 600 steps DiT has not learned what its fresh labels mean."""
+    if size == "nano":
+        return Config(budget="76800img", batch_size=128, samples=1000, chunk=250)
+    return Config(budget="10epoch") if size == "ti" else Config()
+
+
+def evaluate(context: Context, config: Config) -> Outcome | None:
+    """None in a quick context: a distance at fewer samples is another column, and says little."""
+    from evals import _frechet, _samples, _yardstick
+    from harness.evaluation import Outcome
+
+    if context.cheap:
+        return None
+    extractor = _yardstick.extractor(context, config.inception)
+    judge = _frechet.stand_in(context.data, context.cache, context.device) if extractor.is_inception else extractor
+    real = _yardstick.reference(context, extractor, "train")
+    method, facts, notes = _with_labels(context, config)
+    facts |= extractor.facts | {"judge": judge.facts, "steps": config.steps or "the method's own"}
+    numbers: dict[str, Number] = {}
+    pictures = []
+    for scale in config.guidance:
+        drawn, right = _draw(context, config, method, scale, extractor, judge)
+        numbers |= _numbers(config, scale, extractor, judge, _frechet.statistics(drawn.features), real, right)
+        facts[f"at guidance {scale:g}"] = {"distinct": drawn.distinct, "right_by_class": _by_class(context, right)}
+        pictures.append(f"conditional-{scale:g}.png")
+        shown, columns = _by_rows(drawn.first, context.data.spec.classes, config)
+        _samples.write_picture(context.pictures / pictures[-1], shown, columns)
+    return Outcome(numbers, facts, pictures=pictures, notes=notes)
+
+
+def _with_labels(context: Context, config: Config) -> tuple[Method, dict[str, Any], list[str]]:
+    """The method that draws classes, what making it took, and how a table says that."""
+    import torch
+
+    from harness.config import plain
+    from harness.train.finetune import Finetune
+
+    if context.method.sees_labels:
+        return context.method, {"finetune": None}, ["drawn as pre-trained: it saw labels there, and was not fine-tuned"]
+    rng = context.rng.at("conditional")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.number("init"))
+        method = context.method.labelled()
+    data, budget = context.data, parse_budget(config.budget)
+    work = Finetune(method, data.train, data.mirror, budget, config.batch_size, rng)
+    spend = work.run()
+    about = {
+        "budget": str(budget),
+        "spend": {name: round(value, 4) for name, value in spend.model_dump().items()},
+        "flop_img": work.flop_per_image,
+        "precision": work.precision,
+        "loss": round(work.loss, 6),
+        "optim": plain(method.optim(config.batch_size)),
+    }
+    said = f"after a labelled fine-tune of {budget} on all of train: {spend.img:,.0f} images, {spend.flop:.2e} FLOP"
+    return method, {"finetune": about}, [said]
+
+
+def _draw(
+    context: Context, config: Config, method: Method, scale: float, extractor: Extractor, judge: Extractor
+) -> tuple[Drawn, Tensor]:
+    """Samples of every class in turn, and whether the judge takes each for its class, bool [n].
+
+    Every scale starts from the same noise.
+    """
+    import torch
+
+    from evals import _frechet, _samples
+    from harness.evaluation import Context
+
+    within = Context(
+        method,
+        context.data,
+        context.rng.at("conditional"),
+        pictures=context.pictures,
+        cache=context.cache,
+        device=context.device,
+        precision=context.precision,
+        ledger=context.ledger,
+    )
+    classes = context.data.spec.classes
+    labels, guesses = torch.arange(config.samples) % classes, []
+
+    def look(images: Tensor) -> Tensor:
+        guesses.append(_frechet.guess(judge, images))
+        return _frechet.features(extractor, images)
+
+    shown = config.columns * classes
+    drawn = _samples.draw(
+        within, config.samples, config.chunk, config.steps, shown, look, labels=labels, guidance=scale
+    )  # fmt: skip
+    return drawn, torch.cat(guesses) == labels
+
+
+def _numbers(
+    config: Config,
+    scale: float,
+    extractor: Extractor,
+    judge: Extractor,
+    drawn: Statistics,
+    real: Statistics,
+    right: Tensor,
+) -> dict[str, Number]:
+    from evals import _frechet
+    from harness.records import Number
+
+    n, word = config.samples, "FID" if extractor.is_inception else "FD"
+    note = f"classes in turn, guidance {scale:g}"
+    known = f"the classifier itself: {judge.facts['extractor_train_top1']:.1f} % on real train images"
+    return {
+        f"frechet_{scale:g}": Number(
+            value=_frechet.frechet(drawn, real),
+            title=f"conditional {word} ({extractor.label}, n={n}, train, guidance {scale:g})",
+            table="generation",
+            better="lower",
+            n=n,
+            digits=2,
+            note=f"{note}; reference: {real.n} real images of the train part",
+        ),
+        f"right_{scale:g}": Number(
+            value=100.0 * right.double().mean().item(),
+            title=f"right class % ({judge.label}, n={n}, guidance {scale:g})",
+            table="generation",
+            better="higher",
+            n=n,
+            note=f"{note}; {known}",
+        ),
+    }
+
+
+def _by_class(context: Context, right: Tensor) -> list[float]:
+    """The share of right samples of each class, in %."""
+    classes = context.data.spec.classes
+    return [round(100.0 * right[k::classes].double().mean().item(), 1) for k in range(min(classes, len(right)))]
+
+
+def _by_rows(images: Tensor, classes: int, config: Config) -> tuple[Tensor, int]:
+    """The first samples uint8 [n, C, H, W] a class a row, [rows * columns, C, H, W], and how many columns there are."""
+    import torch
+
+    columns = max(1, min(config.columns, len(images) // classes))
+    rows = min(config.rows, classes, len(images))
+    return torch.cat([images[k::classes][:columns] for k in range(rows)]), columns
