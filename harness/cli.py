@@ -192,7 +192,9 @@ def data(
 @app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="train, evals or startup.")] = "startup",
-    reference: Annotated[Path | None, typer.Option(help="train: a checkout of the reference MAE to pair with.")] = None,
+    method: Annotated[str, typer.Option(help="train: mae, dit or ddae.")] = "mae",
+    reference: Annotated[Path | None, typer.Option(help="train: a checkout of the method's own code.")] = None,
+    size: Annotated[str | None, typer.Option(help="train: names separated by commas. [default: nano,ti]")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Speed as ratios, each pair measured side by side in one run.
@@ -201,4 +203,4 @@ def bench(
     """
     from harness.bench import run_bench
 
-    run_bench(what, reference, data_dir)
+    run_bench(what, reference, data_dir, method, size)

@@ -16,12 +16,18 @@ BENCHES = ("train", "evals", "startup")
 PASSIVE = ("OMP_WAIT_POLICY", "passive")
 
 
-def run_bench(what: str, reference: Path | None = None, data_dir: Path | None = None) -> None:
-    """Measure and print one of BENCHES; `reference` is a checkout of the reference MAE, which `train` needs."""
+def run_bench(
+    what: str,
+    reference: Path | None = None,
+    data_dir: Path | None = None,
+    method: str = "mae",
+    sizes: str | None = None,
+) -> None:
+    """Measure and print one of BENCHES; `train` needs a checkout of the `method`'s own code, `reference`."""
     if what == "train":
-        from harness.bench.train import bench
+        from harness.bench.train import SIZES, bench
 
-        bench(reference, data_dir)
+        bench(reference, data_dir, method, tuple(sizes.split(",")) if sizes else SIZES)
     elif what == "evals":
         os.environ.setdefault(*PASSIVE)
         from harness.bench.evals import bench

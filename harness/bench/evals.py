@@ -63,9 +63,9 @@ def _data(data_dir: Path | None) -> Dataset:
 
 
 def _trained(data: Dataset, steps: int) -> Method:
-    from harness.bench.our_mae import PROGRESS, Ours
+    from harness.bench.ours import PROGRESS, Ours
 
-    loop = Ours(data.fit.images.numpy(), "nano", "auto", BATCH, machine.device())
+    loop = Ours("mae", data.fit.images.numpy(), "nano", "auto", BATCH, machine.device())
     for _ in range(steps):
         loop.stage.advance(PROGRESS)
     return loop.stage.objective.requires_grad_(False).eval()  # type: ignore[return-value]

@@ -1,20 +1,15 @@
-"""The reference MAE's own pre-training loop, run from a checkout that the user names; nothing of it is copied here.
+"""The reference MAE's own pre-training loop.
 
-Its code is of 2021. What current libraries took away since is put back before it is imported (card mae, section 13),
-which changes modules of the process: only `harness.bench.side` may do so, in a child process.
+Its code is of 2021. What current libraries took away since is put back before it is imported (card mae, section 13).
 """
 
 from __future__ import annotations
 
 import collections.abc
 import math
-import os
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,33 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.bench.rounds import Parts, patched
-from harness.errors import HarnessError
+from harness.bench.reference import Feed, Loop, Pictures
 
-FILES = ("models_mae.py", "engine_pretrain.py", "util/misc.py", "util/lr_sched.py", "util/pos_embed.py")
-DEFAULT_WORKERS = 10  # of its DataLoader, for a machine with more cores than that
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def require(checkout: Path | None) -> Path:
-    """The checkout as an absolute path. Raises HarnessError when none was named or it is not one."""
-    clone = "git clone facebookresearch/mae from GitHub into ./mae, then: "
-    next_step = clone + "python -m harness bench train --reference mae"
-    if checkout is None:
-        raise HarnessError(
-            "bench train has nothing to compare with",
-            "--reference CHECKOUT of the MAE paper's code",
-            next_step,
-        )
-    lacking = [name for name in FILES if not (checkout / name).is_file()]
-    if lacking:
-        raise HarnessError(f"{checkout} lacks {', '.join(lacking)}", "a checkout of the MAE paper's code", next_step)
-    return checkout.resolve()
-
-
-def worker_choices() -> list[int]:
-    """Numbers of DataLoader workers to try: its default cut to the cores there are, one, and none."""
-    return sorted({0, 1, min(DEFAULT_WORKERS, os.cpu_count() or 1)})
 
 
 def restore_old_names() -> None:
@@ -74,60 +45,18 @@ def _without_qk_scale(block: type[nn.Module]) -> type[nn.Module]:
     return Block
 
 
-class Pictures(torch.utils.data.Dataset):
-    """uint8 images [n, C, H, W] as PIL pictures through a transform: what ImageFolder gives, without decoding files."""
-
-    def __init__(self, images: np.ndarray, transform: Any) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        from PIL import Image
-
-        return self.transform(Image.fromarray(self.images[index].transpose(1, 2, 0))), 0
-
-
-class Feed:
-    """The DataLoader cut to `steps` batches after `warm` that do not count; keeps the time and the parts of the rest.
-
-    The loader is given up and not exhausted, so that its workers still work ahead when the clock stops, as they do in
-    the middle of a long epoch; starting and stopping them is not timed.
-    """
-
-    def __init__(self, loader: Any, warm: int, steps: int, parts: Parts) -> None:
-        if len(loader) < warm + steps:
-            raise HarnessError(f"an epoch of {len(loader)} batches", f"at least {warm + steps}")
-        self.loader, self.warm, self.steps, self.parts = loader, warm, steps, parts
-        self.seconds = math.nan
-
-    def __len__(self) -> int:
-        return self.warm + self.steps
-
-    def __iter__(self) -> Iterator[Any]:
-        following = self.parts.wrap("data", partial(next, iter(self.loader)))
-        began = math.nan
-        for i in range(len(self)):
-            if i == self.warm:
-                self.parts.seconds.clear()
-                began = time.perf_counter()
-            yield following()
-        self.seconds = time.perf_counter() - began
-
-
-class Reference:
+class Reference(Loop):
     """Its model, its AdamW, its scaler and its `train_one_epoch`, on our images and widths."""
 
-    def __init__(self, checkout: Path, images: np.ndarray, config: Any, batch_size: int, device: torch.device) -> None:
+    def __init__(self, images: np.ndarray, config: Any, batch_size: int, device: torch.device) -> None:
         restore_old_names()
-        sys.path.insert(0, str(checkout))
         import engine_pretrain  # type: ignore[import-not-found]
         import models_mae  # type: ignore[import-not-found]
         from timm.optim import param_groups_weight_decay
         from util import misc  # type: ignore[import-not-found]
 
         self.device, self.batch_size, self.epoch = device, batch_size, 0
+        self.precision = "fp16" if device.type == "cuda" else "fp32"
         self.train_one_epoch = engine_pretrain.train_one_epoch
         self.model = _build(models_mae, config, images.shape[-1]).to(device)
         lr = config.base_lr * batch_size / 256
@@ -139,35 +68,11 @@ class Reference:
             accum_iter=1, mask_ratio=config.mask_ratio, lr=lr, min_lr=0.0, warmup_epochs=40, epochs=800
         )
 
-    def about(self) -> dict[str, Any]:
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return {"parameters": trained, "precision": "fp16" if self.device.type == "cuda" else "fp32"}
-
-    def run(self, warm: int, steps: int, workers: int, parts: Parts) -> float:
-        """Seconds of `steps` steps of its loop, after `warm` steps that do not count."""
-        loader = torch.utils.data.DataLoader(
-            self.data,
-            sampler=torch.utils.data.DistributedSampler(self.data, num_replicas=1, rank=0, shuffle=True),
-            batch_size=self.batch_size,
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            drop_last=True,
-        )
-        feed = Feed(loader, warm, steps, parts)
+    def go(self, feed: Feed) -> None:
         self.train_one_epoch(
             self.model, feed, self.optimizer, self.device, 100 + self.epoch, self.scaler, args=self.args
         )
         self.epoch += 1
-        return feed.seconds
-
-    def profile(self, warm: int, steps: int, workers: int, parts: Parts) -> float:
-        """`run` with forward, backward and optimizer booked too."""
-        with (
-            patched(self.model, "forward", parts.wrap("forward", self.model.forward)),
-            patched(self.optimizer, "step", parts.wrap("optimizer", self.optimizer.step)),
-            patched(torch.Tensor, "backward", parts.wrap("backward", torch.Tensor.backward)),
-        ):
-            return self.run(warm, steps, workers, parts)
 
 
 def _build(models_mae: ModuleType, config: Any, side: int) -> nn.Module:

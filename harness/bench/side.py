@@ -22,6 +22,7 @@ from harness.errors import HarnessError
 class Spec:
     """What a side trains on what."""
 
+    method: str
     size: str
     images: str  # an .npy file of uint8 [n, 3, S, S]
     batch_size: int
@@ -117,14 +118,14 @@ def _loop(spec: Spec) -> Any:
     images = np.load(spec.images)
 
     from harness import machine
-    from harness.bench.our_mae import Ours, config
+    from harness.bench.ours import Ours, config
 
     if spec.reference is None:
-        return Ours(images, spec.size, spec.precision, spec.batch_size, machine.device())
-    from harness.bench.reference_mae import Reference
+        return Ours(spec.method, images, spec.size, spec.precision, spec.batch_size, machine.device())
+    from harness.bench.reference import load
 
-    shared = config(spec.size, images)
-    return Reference(Path(spec.reference), images, shared, spec.batch_size, machine.device())
+    shared = config(spec.method, spec.size, images)
+    return load(spec.method, Path(spec.reference), images, shared, spec.batch_size, machine.device())
 
 
 def _answer(answers: IO[str], content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""MAE pre-training: our loop against the reference implementation's own, same widths, batch and images.
+"""Pre-training: our loop against a reference implementation's own, same network, batch and images.
 
 Each loop lives in a process of its own and they take turns, so they never run at the same time. The reference gets
 the number of DataLoader workers that suits it best here, and its pictures ready in memory.
@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from harness.bench.reference_mae import require, worker_choices
+from harness.bench.reference import SOURCES, require, worker_choices
 from harness.bench.rounds import Spread, interleave, ratios
 from harness.bench.show import line, table
 from harness.bench.side import Side, Spec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, unknown
+from harness.plugins import load_method
 
 SIZES = ("nano", "ti")
 BATCH = 128
@@ -29,24 +30,36 @@ PARTS = ("data", "forward", "backward", "optimizer")
 COLUMNS = ["loop", "precision", "workers", "parameters", "peak MiB", "img/s", "times reference"]
 NOTES = (
     "Medians (lowest to highest round); a ratio is taken round by round.",
-    "The harness's loop also keeps a moving average of the weights and the sampler's statistics.",
     "OpenMP threads wait without spinning on both sides, unless OMP_WAIT_POLICY says otherwise.",
     "The reference's pictures lie decoded in memory; its workers' memory is not counted.",
 )
 THEIRS, OURS, OURS_FP32 = "reference", "harness", "harness, fp32"
 
 
-def bench(reference: Path | None, data_dir: Path | None, sizes: tuple[str, ...] = SIZES, rounds: int = ROUNDS) -> None:
-    """Print images/s of both loops, their ratio, and where the time of a step goes."""
-    checkout = require(reference)
+def bench(
+    reference: Path | None,
+    data_dir: Path | None,
+    method: str = "mae",
+    sizes: tuple[str, ...] = SIZES,
+    rounds: int = ROUNDS,
+) -> None:
+    """Print images/s of both loops over a method, their ratio, and where the time of a step goes."""
+    checkout = require(method, reference)
+    _require_sizes(method, sizes)
     with _images(data_dir) as (title, file):
         line(f"images: {title}; batch {BATCH}; {os.cpu_count()} cores; {rounds} interleaved rounds a size")
         for size in sizes:
-            speed, parts = _measure(size, str(checkout), file, rounds)
-            table(f"MAE pre-training, size {size}", COLUMNS, speed)
+            speed, parts = _measure(method, size, str(checkout), file, rounds)
+            table(f"{method} pre-training, size {size}", COLUMNS, speed)
             table(f"where a step's time goes, size {size}, %", ["loop", "ms/step", *PARTS, "rest"], parts)
-    for note in NOTES:
+    for note in (*NOTES, *SOURCES[method].notes):
         line(note)
+
+
+def _require_sizes(method: str, sizes: tuple[str, ...]) -> None:
+    for size in sizes:
+        if size not in load_method(method).sizes:
+            raise unknown("size", size, load_method(method).sizes, "for example: --size nano,ti")
 
 
 @contextmanager
@@ -70,15 +83,17 @@ def _images(data_dir: Path | None) -> Iterator[tuple[str, str]]:
         yield title, str(file)
 
 
-def _measure(size: str, checkout: str, images: str, rounds: int) -> tuple[list[list[str]], list[list[str]]]:
+def _measure(
+    method: str, size: str, checkout: str, images: str, rounds: int
+) -> tuple[list[list[str]], list[list[str]]]:
     """Rows of both tables for one size."""
     with ExitStack() as stack:
         sides = {
-            THEIRS: stack.enter_context(Side(THEIRS, Spec(size, images, BATCH, reference=checkout))),
-            OURS: stack.enter_context(Side(OURS, Spec(size, images, BATCH))),
+            THEIRS: stack.enter_context(Side(THEIRS, Spec(method, size, images, BATCH, reference=checkout))),
+            OURS: stack.enter_context(Side(OURS, Spec(method, size, images, BATCH))),
         }
         if sides[OURS].about["precision"] != "fp32":
-            sides[OURS_FP32] = stack.enter_context(Side(OURS_FP32, Spec(size, images, BATCH, "fp32")))
+            sides[OURS_FP32] = stack.enter_context(Side(OURS_FP32, Spec(method, size, images, BATCH, "fp32")))
         _require_equal(sides)
         steps, workers = _plan(sides[THEIRS])
         line(f"{size}: {steps} steps a round; the reference runs fastest with {workers} DataLoader workers")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.bench import run_bench
-from harness.bench.reference_mae import FILES, require
+from harness.bench.reference import SOURCES, Feed, require
 from harness.bench.rounds import Parts, Spread, interleave, patched, ratios
 from harness.errors import HarnessError
 
@@ -59,7 +59,7 @@ def checkout(tmp_path: Path) -> Path:
     """Modules with the reference's names and signatures, needing the same old names, doing next to nothing."""
     root = tmp_path / "mae"
     (root / "util").mkdir(parents=True)
-    for name in FILES:
+    for name in SOURCES["mae"].files:
         (root / name).write_text("")
     (root / "util" / "__init__.py").write_text("")
     (root / "models_mae.py").write_text(dedent(MODEL))
@@ -111,7 +111,7 @@ def test_train_without_a_reference_says_what_to_type():
 def test_a_folder_that_is_no_checkout_is_named_with_what_it_lacks(tmp_path: Path):
     (tmp_path / "models_mae.py").write_text("")
     with pytest.raises(HarnessError, match=r"lacks engine_pretrain\.py"):
-        require(tmp_path)
+        require("mae", tmp_path)
 
 
 def test_an_unknown_bench_gets_the_nearest_name():
@@ -128,10 +128,10 @@ def check_profile(answer: dict) -> None:
 def test_our_side_books_the_parts_of_its_steps(images: Path):
     import torch
 
-    from harness.bench.our_mae import Ours
+    from harness.bench.ours import Ours
     from harness.bench.side import serve
 
-    loop = Ours(np.load(images), "nano", "fp32", 4, torch.device("cpu"))
+    loop = Ours("mae", np.load(images), "nano", "fp32", 4, torch.device("cpu"))
     check_profile(serve(loop, do="profile", warm=1, steps=2))
     assert loop.stage.step == 3
     assert loop.about()["precision"] == "fp32" and loop.about()["parameters"] > 0
@@ -140,7 +140,7 @@ def test_our_side_books_the_parts_of_its_steps(images: Path):
 def test_the_reference_runs_in_a_process_of_its_own_with_the_old_names_put_back(checkout: Path, images: Path):
     from harness.bench.side import Side, Spec
 
-    with Side("reference", Spec("nano", str(images), batch_size=4, reference=str(checkout))) as reference:
+    with Side("reference", Spec("mae", "nano", str(images), batch_size=4, reference=str(checkout))) as reference:
         assert reference.about == {"parameters": 9, "precision": "fp32"}
         for workers in (0, 1):
             check_profile(reference.ask(do="profile", warm=1, steps=2, workers=workers))
@@ -151,19 +151,15 @@ def test_a_side_that_dies_is_reported_with_its_last_words(tmp_path: Path):
     from harness.bench.side import Side, Spec
 
     with pytest.raises(HarnessError, match=r"No such file.*absent\.npy"):
-        Side("harness", Spec("nano", str(tmp_path / "absent.npy"), batch_size=4))
+        Side("harness", Spec("mae", "nano", str(tmp_path / "absent.npy"), batch_size=4))
 
 
 def test_an_epoch_shorter_than_a_round_is_refused():
-    from harness.bench.reference_mae import Feed
-
     with pytest.raises(HarnessError, match="at least 5"):
         Feed([None] * 4, warm=2, steps=3, parts=Parts())
 
 
 def test_feed_counts_parts_only_after_the_warm_steps():
-    from harness.bench.reference_mae import Feed
-
     parts = Parts()
     feed = Feed(range(10), warm=2, steps=3, parts=parts)
     parts.seconds["forward"] = 100.0  # of a warm step

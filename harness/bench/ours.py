@@ -1,4 +1,4 @@
-"""Our own training loop over methods/mae, as a run drives it: the harness's data, optimizer, average and checks."""
+"""Our own training loop over a method, as a run drives it: the harness's data, optimizer, average and checks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from harness.train.stage import Stage
 PROGRESS = 0.5  # where on the budget the steps are taken: the rate is neither 0 nor at its peak
 
 
-def config(size: str, images: np.ndarray) -> Any:
+def config(method: str, size: str, images: np.ndarray) -> Any:
     """The recipe that both sides are built from."""
-    return load_method("mae").recipe(size, _spec(images))
+    return load_method(method).recipe(size, _spec(images))
 
 
 def _spec(images: np.ndarray) -> DataSpec:
@@ -31,12 +31,14 @@ def _spec(images: np.ndarray) -> DataSpec:
 class Ours:
     """A `Stage` over the images; `precision` auto picks the faster one as a time budget does."""
 
-    def __init__(self, images: np.ndarray, size: str, precision: str, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, method: str, images: np.ndarray, size: str, precision: str, batch_size: int, device: torch.device
+    ) -> None:
         spec, rng = _spec(images), Rng(0).at("train").to(device)
-        method = load_method("mae")
+        kind = load_method(method)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.number("init"))
-            objective = method.create(method.recipe(size, spec), spec).to(device)
+            objective = kind.create(kind.recipe(size, spec), spec).to(device)
         number = torch.arange(len(images))
         part = Part(torch.from_numpy(images), torch.zeros_like(number), number)
         batches = Batches(part, batch_size, rng, objective.augment(), True, device=device)
