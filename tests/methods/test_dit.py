@@ -114,6 +114,20 @@ def test_both_losses_equal_the_reference(golden, levels, mse, vb):
         assert terms["vb"].item() == pytest.approx(vb[i], rel=1e-8)
 
 
+def test_the_variational_term_of_an_image_does_not_depend_on_its_neighbours_levels(golden, noised):
+    """Images at level 0 are taken out for their likelihood, and put back where they were."""
+    x, k = waves(0.8, 0.11, 0.5).repeat(3, 1, 1, 1), torch.tensor([0, 40, 0, 700, 999, 0])
+    x0, seen = x + 0.1, noised.repeat(3, 1, 1, 1)
+    v = (0.5 * x).requires_grad_()
+    found = golden.reverse.loss(x, x0, seen, v, k)
+    (gradient,) = torch.autograd.grad(found.sum(), v)
+    for i in range(6):
+        one = v[i : i + 1].detach().requires_grad_()
+        alone = golden.reverse.loss(x[i : i + 1], x0[i : i + 1], seen[i : i + 1], one, k[i : i + 1])
+        assert torch.equal(alone[0], found[i])
+        assert torch.equal(torch.autograd.grad(alone.sum(), one)[0][0], gradient[i])
+
+
 def test_the_loss_is_their_plain_sum(golden):
     loss = golden.objective(waves(0.8, 0.11, 0.5), K, waves(1.3, 0.23, 0.1, np.cos), LABELS)
     near(loss.total, GOLDEN["loss"])
