@@ -13,7 +13,7 @@ three digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise, repeat
 from math import ceil
 
 import numpy as np
@@ -99,11 +99,25 @@ class Diffusion(nn.Module):
         return [*range(T - 1, 0, -ceil(T / steps)), 0]
 
     def respaced(self, steps: int) -> list[int]:
-        """`steps` levels from 999 down to 0, as even as rounding allows: improved DDPM's (card dit, section 3)."""
+        """`steps` levels from 999 down to 0, as even as rounding allows: improved DDPM's (card dit, section 3).
+
+        One step starts at 999; the reference's would look at level 0 alone.
+        """
         if not 1 <= steps <= T:
             raise HarnessError(f"{steps} sampling steps", f"a number from 1 to {T}")
-        stride = (T - 1) / max(1, steps - 1)
-        return [round(i * stride) for i in range(steps)][::-1] if steps > 1 else [T - 1]
+        if steps == 1:
+            return [T - 1]
+        # Added up, not multiplied: the sum's rounding decides some levels of odd counts (21, 23, 31 ...).
+        places = accumulate(repeat((T - 1) / (steps - 1), steps - 1), initial=0.0)
+        return [round(place) for place in places][::-1]
+
+    def strided(self, steps: int) -> list[int]:
+        """`steps` levels at one whole distance, down to 0: DDIM's in the references (50: 980, 960 ... 0)."""
+        for stride in range(1, T):
+            if len(levels := range(0, T, stride)) == steps:
+                return [*levels][::-1]
+        near = min((len(range(0, T, d)) for d in range(1, T)), key=lambda n: abs(n - steps))
+        raise HarnessError(f"{steps} sampling steps at one distance", f"a number that fits, as {near}")
 
     def ddim(
         self,

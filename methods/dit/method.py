@@ -8,7 +8,7 @@ borrows nothing; the paper works on the latents of Stable Diffusion's VAE (`dit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,6 +55,7 @@ class Config:
     weight_decay: float = 0.0
     warmup: float = 0.0  # share of the training
     sample_steps: int = 250
+    sampler: Literal["ancestral", "ddim"] = "ancestral"  # "ddim" draws no noise after the first
     guidance: float = 1.0  # of samples with labels; 1 is plain conditional
 
     def __post_init__(self) -> None:
@@ -196,25 +197,38 @@ class Dit(OnLatents):
             raise HarnessError("labels given to a DiT that was built without any", "no labels, or dit.classes above 0")
         if labels is None and self.sees_labels:
             labels = rng.integers("label", self.data.classes, (n,))
-        scale = self.config.guidance if guidance is None else guidance
         shape = (n, self.channels, self.side, self.side)
-        levels = self.diffusion.respaced(self.config.sample_steps if steps is None else steps)
+        start = rng.normal("start", shape)
+        x = self.denoised(start, lambda step: rng.at("step", step).normal("noise", shape), labels, steps, guidance)
+        return (x if self.vae is None else self.vae.decode(x / self._scale)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def denoised(
+        self,
+        x: Tensor,
+        noise: Callable[[int], Tensor],
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Noise `x` [n, C, S, S] taken down to a clean image or latent; `noise(i)` is the fresh noise of step i."""
+        steps = self.config.sample_steps if steps is None else steps
+        scale = self.config.guidance if guidance is None else guidance
+        clip = self.vae is None  # latents have no range to clip to
 
         def denoise(x: Tensor, k: int) -> Tensor:
-            level = torch.full((n,), k, device=x.device)
+            level = torch.full((len(x),), k, device=x.device)
             if labels is None or scale == 1:
-                return self.network(x, level, labels).float()
-            return self.network.guided(x, level, labels, scale).float()
+                found = self.network(x, level, labels).to(x.dtype)
+            else:
+                found = self.network.guided(x, level, labels, scale).to(x.dtype)
+            # Without a variance of its own a step has the reference's: beta, the upper bound.
+            return found if self.config.learn_sigma else torch.cat([found, torch.ones_like(found)], dim=1)
 
-        def noise(step: int) -> Tensor:
-            return rng.at("step", step).normal("noise", shape)
-
-        start, clip = rng.normal("start", shape), self.vae is None  # latents have no range to clip to
-        if self.config.learn_sigma:
-            x = ancestral(self.diffusion, denoise, start, levels, noise, clip)
-        else:
-            x = self.diffusion.ddim(denoise, start, levels, noise, eta=1.0, clip=clip)
-        return (x if self.vae is None else self.vae.decode(x / self._scale)).clamp(-1, 1)
+        if self.config.sampler == "ancestral":
+            return ancestral(self.diffusion, denoise, x, self.diffusion.respaced(steps), noise, clip)
+        levels = self.diffusion.strided(steps)
+        return self.diffusion.ddim(lambda x, k: denoise(x, k).chunk(2, dim=1)[0], x, levels, noise, 0.0, clip)
 
 
 SHORT = {"nano": 2e-3, "ti": 1e-3}  # sizes for budgets of minutes: the peak rate (card.toml says how it was chosen)

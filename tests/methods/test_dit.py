@@ -171,6 +171,8 @@ def test_respaced_levels_and_their_betas():
     levels = Diffusion("linear").respaced(250)[::-1]
     assert len(levels) == 250 and [*levels[:6], *levels[-3:]] == GOLDEN["respaced_250"]
     assert Diffusion("linear").respaced(10)[::-1] == GOLDEN["respaced_10"]
+    assert Diffusion("linear").respaced(21)[::-1] == GOLDEN["respaced_21"], "places are added up, as there"
+    assert Diffusion("linear").respaced(1) == [999]
     high = LearnedVariance(Diffusion("linear").alpha_bar[levels]).high
     betas = [math.exp(high[i]) for i in (0, 1, -1)]
     assert betas == pytest.approx(GOLDEN["respaced_250_betas"], rel=1e-5)
