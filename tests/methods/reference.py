@@ -25,11 +25,11 @@ def by_rule(shapes: dict[str, tuple[int, ...]], norms: Callable[[str], bool] = l
     }
 
 
-def descend(method: Method, losses: list[Callable[[], Tensor]], batch: int, progress: float) -> Iterable[float]:
-    """One optimizer step for each of `losses`, all at the rate of `progress`; gives each loss after its step."""
+def descend(method: Method, losses: list[Callable[[], Tensor]], batch: int, moments: list[float]) -> Iterable[float]:
+    """One optimizer step for each of `losses`, at the rates of the `moments` (progress); gives each after its step."""
     optim = method.optim(batch)
     optimizer = build_optimizer(method, optim)
-    for loss in losses:
+    for loss, progress in zip(losses, moments, strict=True):
         set_rate(optimizer, rate(optim, progress))
         total = loss()
         total.backward()

@@ -81,7 +81,7 @@ def near(found: Tensor | float, wanted, rel: float = 1e-9) -> None:
 def steps(method: Dit, dtype=torch.float64):
     x, eps = inputs(dtype)
     levels = (K, torch.tensor([0, 333]))
-    return descend(method, [lambda k=k: method.objective(x, k, eps, LABELS).total for k in levels], 256, 0.5)
+    return descend(method, [lambda k=k: method.objective(x, k, eps, LABELS).total for k in levels], 256, [0.5, 0.5])
 
 
 def test_two_optimizer_steps_equal_the_reference(monkeypatch):

@@ -1,0 +1,57 @@
+"""Official state dicts of masked autoencoders (MAE's code, and LMD's which grew out of it) as a `MaskedAutoencoder`'s.
+
+The names are the same (cards mae and lmd, section 2); what is read here is the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from backbones.masked_autoencoder import DECODERS, MaskedAutoencoder
+from backbones.official import Settled, heads_of, is_fixed, layers_in, settle, shape_of, square
+from backbones.sizes import Trunk
+from backbones.tokens import sincos_2d
+from harness.errors import HarnessError
+
+DECODER_HEADS = {trunk.width: trunk.heads for trunk in DECODERS.values()}
+
+
+class Core(NamedTuple):
+    """What the tensors say of the network; the rest a `MaskedAutoencoder` is told by the method."""
+
+    channels: int
+    side: int
+    patch: int
+    encoder: Trunk
+    decoder: Trunk
+    notes: list[str]
+
+    def settle(self, state: Mapping[str, Tensor]) -> Settled:
+        mapped = {name: (name, tensor) for name, tensor in state.items()}
+        return settle(lambda: MaskedAutoencoder(*self[:5]), "core.", mapped)
+
+
+def read_core(state: Mapping[str, Tensor], what: str) -> Core:
+    """Measures of encoder and decoder; without a decoder in the file, the papers' 512 x 8 x 16 stands untrained."""
+    width, channels, patch, _ = shape_of(state, "patch_embed.proj.weight", 4, what)
+    _, places, _ = shape_of(state, "pos_embed", 3, what)
+    across = square(places - 1, "tokens beside the class token")
+    encoder = Trunk(width, layers_in(state, "blocks."), heads_of(width))
+    notes = [f"{encoder.heads} heads by convention for width {width}"]
+    if "decoder_embed.weight" in state:
+        narrow, _ = shape_of(state, "decoder_embed.weight", 2, what)
+        decoder = Trunk(narrow, layers_in(state, "decoder_blocks."), heads_of(narrow, DECODER_HEADS))
+        notes.append(f"{decoder.heads} heads by convention for the decoder's width {narrow}")
+    else:
+        decoder = DECODERS["b"]
+        notes.append("the file has no decoder: features are the file's, reconstructions are not")
+    if not is_fixed(state["pos_embed"][:, 1:], sincos_2d(width, across)):
+        notes.append("pos_embed is not the fixed sin-cos code (fine-tuned?); it is taken as it is")
+    if any(name.startswith("fc_norm.") for name in state):
+        notes.append("fine-tuned with pooling: its fc_norm has no place here, and the final norm is missing")
+    if encoder.depth == 0:
+        raise HarnessError("no encoder block in the file", f"an official state dict of {what}")
+    return Core(channels, across * patch, patch, encoder, decoder, notes)
