@@ -35,7 +35,7 @@ def _codes(width: int, narrow: int) -> list[tuple[str, int]]:
     return [("pos_embed", width), ("decoder_pos_embed", narrow)]
 
 
-def golden_drop(tokens: int = 16, shift: int = 0, ratio: float = 0.75, dtype=torch.float64) -> Drop:
-    """Of three images, from the noise ((7 l + 5 b + 3 + shift) mod tokens) / tokens."""
+def golden_drop(tokens: int = 16, shift: int = 0, ratio: float = 0.75, dtype=torch.float64, by: int = 7) -> Drop:
+    """Of three images, from the noise ((`by` l + 5 b + 3 + shift) mod tokens) / tokens."""
     b, n = torch.arange(3)[:, None], torch.arange(tokens)
-    return random_drop(((7 * n + 5 * b + 3 + shift) % tokens).to(dtype) / tokens, kept_tokens(tokens, ratio))
+    return random_drop(((by * n + 5 * b + 3 + shift) % tokens).to(dtype) / tokens, kept_tokens(tokens, ratio))
