@@ -90,7 +90,6 @@ class Unet(nn.Module):
         self.middle = self.encoder_blocks + 1
         self.last = 2 * self.encoder_blocks + 1
         self.places = dict(enumerate(_places(config), start=1))
-        self.to(memory_format=torch.channels_last)
 
     def mirror(self, block: int) -> int:
         """The encoder block whose output a decoder block reads, and the other way round."""
@@ -136,7 +135,7 @@ class Unet(nn.Module):
         """Every block's number and output, in order; a block is computed when it is asked for."""
         unet, add = self.unet, add or {}
         code = self.condition(level, label)
-        h = unet.conv_in(x.contiguous(memory_format=torch.channels_last))
+        h = unet.conv_in(x)
         skips = []
         for block, parts in enumerate([(), *_encoder(unet)], start=1):
             for part in parts:
