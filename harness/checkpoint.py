@@ -66,7 +66,7 @@ def save_snapshot(folder: Path, share: float, state: dict[str, Tensor]) -> Path:
     """Write the weights that evals read, at a share of the budget; replaces an earlier one of that share."""
     from safetensors.torch import save as to_bytes
 
-    data = to_bytes(_apart(state))
+    data = to_bytes(apart(state))
     path = folder / f"{share:.4f}-{_digest(data)}.safetensors"
     older = [p for p in folder.glob(f"{share:.4f}-*.safetensors") if p != path]
     write_atomic(path, data)
@@ -75,16 +75,16 @@ def save_snapshot(folder: Path, share: float, state: dict[str, Tensor]) -> Path:
     return path
 
 
-def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on CPU, each in memory of its own, which the format asks for: tied weights are written twice."""
-    apart: dict[str, Tensor] = {}
+    alone: dict[str, Tensor] = {}
     taken = set()
     for name, tensor in state.items():
         whole = tensor.detach().cpu().contiguous()
         memory = whole.untyped_storage().data_ptr()
-        apart[name] = whole.clone() if memory in taken else whole
+        alone[name] = whole.clone() if memory in taken else whole
         taken.add(memory)
-    return apart
+    return alone
 
 
 def find_snapshot(folder: Path, share: float) -> Path | None:

@@ -83,6 +83,12 @@ def evaluate_study(
         raise HarnessError(
             f"{foreign[0]!r} is no eval, and nothing is trained here", "EVAL.KEY=VALUE", "for example: knn.k=5"
         )
+    if not asked.request.get("methods"):
+        raise HarnessError(
+            f"the study {place.path} holds released weights only, and does not keep their files",
+            "a study with runs",
+            f"python -m harness eval --checkpoint PATH --out {place.path.parent} --name {place.path.name}",
+        )
     study = build(merge(asked.request, words | ({"evals": evals} if evals else {})))
     with only_writer(place.path):
         todo = [job for job in jobs(study, data_dir) if place.run(job.key).record.exists()]
@@ -92,7 +98,8 @@ def evaluate_study(
                 "the code and data that made the study",
                 f"python -m harness status {place.path}",
             )
-        strange = sorted(set(asked.keys) - {job.key for job in todo})
+        released = {run.key for run in place.runs() if run.released}
+        strange = sorted(set(asked.keys) - released - {job.key for job in todo})
         failures = [f"{key}: not evaluated, its settings, data or interface changed since" for key in strange]
         return failures + _each(
             todo, study, place, display, lambda job: store.read_as(RunRecord, place.run(job.key).record)

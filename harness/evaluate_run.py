@@ -7,6 +7,7 @@ the anytime curve. What has a record with the same settings and protocol is not 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def _run_eval(name: str, context: Context, config: Any, subject: Subject, place:
         before = store.read_as(EvalRecord, path).test_opened
         record = record.model_copy(update={"test_opened": [*before, *record.test_opened]})
     store.write(path, record)
+
+
+def evaluate_as(
+    subject: Subject, build: Callable[[], Method], data: Dataset, configs: dict[str, Any], place: Path, cache: Path
+) -> list[str]:
+    """The evals of `configs` in full, as far as `place` lacks their records; returns the names of those it ran.
+
+    `build` is called only when there is something to do.
+    """
+    missing = [n for n, c in configs.items() if not _is_done(place / f"{n}.json", n, c, data, subject.snapshot)]
+    if missing:
+        context = _context(build(), data, subject.cell.seed if subject.cell else 0, place, cache, cheap=False)
+        for name in missing:
+            _run_eval(name, context, configs[name], subject, place)
+    return missing
 
 
 def evaluate_references(data: Dataset, study: Study, place: store.Study, display: Display) -> None:

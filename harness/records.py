@@ -46,7 +46,7 @@ class Cost(Model):
     parameters: int  # trained in pre-training
     parameters_features: int  # that the default features pass through
     parameters_frozen: int = 0  # borrowed or prepared (a VAE)
-    flop_train_img: float  # forward and backward per image, mean over the budget
+    flop_train_img: float | None  # forward and backward per image, mean over the budget; None: trained elsewhere
     flop_features_img: float  # forward of the default features per image
     img_s: float | None = None  # images per second of train time
     mfu: float | None = None
@@ -75,6 +75,20 @@ class Borrowed(Model):
     cost: str | None = None  # as far as its makers state it
 
 
+class Released(Model):
+    """Weights that were trained elsewhere, on no budget of ours."""
+
+    file: str  # its name without a folder, or the name on a hub
+    sha256: str  # of the file; of the tensors where they are no single file here
+    format: str
+    entry: str = ""  # of the file that was taken; "" is the file itself
+    weights: Literal["ema", "raw"] = "raw"
+    channels: int  # of the network's images
+    image_size: int  # px of the network's images
+    missing: list[str] = []  # tensors of the method that the file does not hold
+    unexpected: list[str] = []  # and those of the file that the method has no place for
+
+
 class RunRecord(Model):
     kind: Literal["run"] = "run"
     schema_version: Literal[1] = 1
@@ -96,6 +110,7 @@ class RunRecord(Model):
     final_loss: float | None = None
     shared: str | None = None  # key of the run that did this pre-training; what it spent stands here in full
     notes: list[str] = []  # footnotes for tables, from the method's card
+    released: Released | None = None  # None: pre-trained by the harness
 
 
 class Number(Model):

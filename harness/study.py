@@ -23,6 +23,7 @@ from harness.train.settings import BATCH, TrainConfig
 EVALS = ("linear", "knn", "generation")
 LISTS = ("methods", "dataset", "size", "budget", "evals")
 OWN = (*LISTS, "seeds", "name", "train")
+RELEASED = "released weights"  # stands where a run's budget stands: trained elsewhere, on none of ours
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,7 @@ def slug(text: str) -> str:
 
 def build(asked: dict[str, Any]) -> Study:
     """A study from nested plain values (a TOML file, the command line). Raises HarnessError for anything unknown."""
-    asked = {k: v for k, v in asked.items() if v is not None}
-    for key in LISTS:
-        if key in asked:
-            asked[key] = _names(key, asked[key])
+    asked = _listed(asked)
     if not asked.get("methods"):
         raise HarnessError("no methods asked for", "at least one method", "for example: --methods umd,lmd,mae")
     if not asked.get("budget"):
@@ -77,12 +75,35 @@ def build(asked: dict[str, Any]) -> Study:
     _check_names(asked, sections)
     # One spelling of a budget, so that `60 min` and `60min` are one cell in one folder.
     asked["budget"] = tuple(dict.fromkeys(str(parse_budget(text)) for text in asked["budget"]))
-    study = Study(methods=asked["methods"], budget=asked["budget"], overrides=sections)
-    rest = {k: v for k, v in asked.items() if k in OWN and k not in ("methods", "budget", "train")}
-    study = override(study, rest)
+    study = _overridden(Study(methods=asked["methods"], budget=asked["budget"], overrides=sections), asked)
     if study.seeds < 1:
         raise HarnessError(f"seeds={study.seeds}", "at least 1 seed", "--seeds 3")
     return replace(study, train=override(study.train, _table("train", asked.get("train", {})), "train"))
+
+
+def build_released(asked: dict[str, Any], section: str) -> Study:
+    """A study of released weights: nothing is trained, so it has no methods and no budget. `section` is the network's.
+
+    Raises HarnessError for anything unknown, and for settings of training.
+    """
+    asked = _listed(asked)
+    sections = {k: v for k, v in asked.items() if k not in OWN}
+    names = [*eval_plugins(), section]
+    for name in [*sections, *(k for k in ("train", "seeds") if k in asked)]:
+        if name not in names:
+            raise unknown("setting", name, names, "nothing is trained here; settings are SECTION.KEY=VALUE")
+        _table(name, sections[name])
+    _check_names(asked | {"methods": (), "budget": ()}, {})
+    return _overridden(Study(methods=(), budget=(RELEASED,), overrides=sections), asked)
+
+
+def _listed(asked: dict[str, Any]) -> dict[str, Any]:
+    asked = {k: v for k, v in asked.items() if v is not None}
+    return asked | {key: _names(key, asked[key]) for key in LISTS if key in asked}
+
+
+def _overridden(study: Study, asked: dict[str, Any]) -> Study:
+    return override(study, {k: v for k, v in asked.items() if k in OWN and k not in ("methods", "budget", "train")})
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:

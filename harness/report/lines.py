@@ -79,4 +79,6 @@ def per_eval(records: Iterable[Records], text: Callable[[EvalRecord], str | None
 
 
 def seeds_text(finished: list[Trial], all_of_them: list[Trial]) -> str:
+    if all(trial.run.released for trial in all_of_them):
+        return MISSING  # we drew no seed
     return str(len(finished)) if finished == all_of_them else f"{len(finished)} of {len(all_of_them)}"

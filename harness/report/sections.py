@@ -156,6 +156,8 @@ def settings(run: RunRecord) -> dict[str, object]:
     """What makes two runs of a method a different row: its config and training settings, but not the seed."""
     flat = {f"{run.cell.method}.{k}": v for k, v in run.config.items()}
     flat |= {f"train.{k}": v for k, v in run.train.items() if k not in UNKEYED}
+    if run.released:  # other files are other rows, and so are other weights under one name
+        flat |= {"file": run.released.file, "sha256": run.released.sha256[:12], "entry": run.released.entry}
     return {key: flat[key] for key in sorted(flat) if not key.endswith(".seed")}
 
 
@@ -163,11 +165,14 @@ def label(trial: Trial, group: Group, titles: Mapping[str, str]) -> str:
     """The method's title, and the settings in which it differs from its other rows of the group."""
     name, mine = trial.run.cell.method, settings(trial.run)
     others = [settings(t.run) for t in group.trials if t.run.cell.method == name]
+    others = [other for other in others if other.get("file") == mine.get("file")]
     keys = sorted({key for other in others for key in other.keys() | mine.keys()})
     absent = object()
     differing = [key for key in keys if any(o.get(key, absent) != mine.get(key, absent) for o in others)]
     words = ", ".join(f"{key}={mine.get(key, MISSING)}" for key in differing)
     title = titles.get(name, name)
+    if trial.run.released:
+        title = f"{title}, released weights {trial.run.released.file}"
     return f"{title} ({words})" if words else title
 
 

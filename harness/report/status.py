@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.records import Cell, RunRecord, State
 from harness.report import format as fmt
 from harness.store import Study
+from harness.study import RELEASED
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
@@ -122,6 +123,8 @@ def grid(found: list[Status]) -> Grid:
     for status in found:
         state = Text(status.state, style=COLOURS.get(status.state, ""))
         share, spent = f"{100 * status.share:.1f}%", f"{status.spent} of {status.cell.budget}"
+        if status.cell.budget == RELEASED:
+            share, spent = fmt.MISSING, RELEASED
         table.add_row(Text(status.key), state, share, spent, str(status.attempts), Text(_said(status)))
     return table
 

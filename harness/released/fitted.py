@@ -1,0 +1,96 @@
+"""A released network behind the method interface, at a data set whose images have another size.
+
+Shapes: B images, C channels, S the data set's side, N the network's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.errors import HarnessError
+from harness.method import DataSpec, Method, Tap, require_taps
+from harness.rng import Rng
+
+PIXELS = 16 * 256**2  # pixels that pass through a network at once: 256 images up to 64 px, 20 at 224 px
+
+
+class Fitted(Method):
+    """The features of `inner`, for images [B, C, S, S] resized to its own side; grey ones are given three channels.
+
+    Large images pass in slices; noise is then keyed by the slice.
+    """
+
+    def __init__(self, inner: Method, data: DataSpec) -> None:
+        super().__init__()
+        if inner.data.channels != data.channels and (inner.data.channels, data.channels) != (3, 1):
+            raise HarnessError(
+                f"a network for images of {inner.data.channels} channel(s), and {data.name} of {data.channels}",
+                "a data set of as many channels, or a grey one for a network of colours",
+            )
+        self.inner, self.data, self.config = inner, data, inner.config
+        self.slice = max(1, PIXELS // inner.data.size**2)
+
+    def taps(self) -> list[Tap]:
+        return self.inner.taps()
+
+    @torch.no_grad()
+    def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
+        require_taps(self, taps)
+        if len(images) <= self.slice:
+            return self.inner.features(self._for_network(images), taps, rng, dense)
+        slices = images.split(self.slice)
+        found = [
+            self.inner.features(self._for_network(part), taps, rng.at("slice", number), dense)
+            for number, part in enumerate(slices)
+        ]
+        return [torch.cat(of_tap) for of_tap in zip(*found, strict=True)]
+
+    def _for_network(self, images: Tensor) -> Tensor:
+        if self.inner.data.channels > images.shape[1]:
+            images = images.expand(-1, self.inner.data.channels, -1, -1)
+        return resized(images, self.inner.data.size)
+
+    def remarks(self) -> list[str]:
+        """What is done to the images, for the record and the tables."""
+        mine, own = self.data.size, self.inner.data.size
+        said = f"images of {mine} px are resized to the network's {own} px (bicubic, antialiased)"
+        grey = self.inner.data.channels > self.data.channels
+        return ([] if mine == own else [said]) + (["grey images are given to a network of colours"] if grey else [])
+
+
+class FittedDrawing(Fitted):
+    """And its samples, brought to the data set's size."""
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        counts = [min(self.slice, n - start) for start in range(0, n, self.slice)]
+        if len(counts) == 1:
+            return self._for_data(self.inner.sample(n, rng, labels, steps))
+        parts = [None] * len(counts) if labels is None else labels.split(self.slice)
+        drawn = [
+            self._for_data(self.inner.sample(count, rng.at("slice", i), part, steps))
+            for i, (count, part) in enumerate(zip(counts, parts, strict=True))
+        ]
+        return torch.cat(drawn)
+
+    def _for_data(self, images: Tensor) -> Tensor:
+        if self.data.channels < images.shape[1]:
+            images = images.mean(dim=1, keepdim=True)
+        return resized(images, self.data.size)
+
+    def remarks(self) -> list[str]:
+        mine, own = self.data.size, self.inner.data.size
+        sized = [] if mine == own else [f"samples of {own} px are resized to {mine} px"]
+        grey = self.inner.data.channels > self.data.channels
+        return super().remarks() + sized + (["samples are made grey by the mean of their channels"] if grey else [])
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """[B, C, ...] to [B, C, side, side], in [-1, 1]."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images.float(), side, mode="bicubic", antialias=True).clamp(-1, 1)

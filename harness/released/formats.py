@@ -1,0 +1,226 @@
+"""The formats that weights come in, and the way from each to a method that evals can read.
+
+A method's own module maps its official tensors (see the package's docstring); our own files, timm and diffusers are
+read here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError, unknown
+from harness.plugins import Plugin, load_method, method_plugins
+
+if TYPE_CHECKING:
+    from harness.method import Method
+    from harness.released.files import Chosen
+
+WRAPPED = ("timm", "diffusers")  # formats that are no method of ours; also prefixes of names on a hub
+OWN = "harness"  # of files that `harness export --to safetensors` writes
+LISTED = 40  # names in an error; the record of an allowed run has all of them
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command says of a checkpoint."""
+
+    checkpoint: str  # a path, or timm:NAME, diffusers:NAME
+    format: str | None = None
+    weights: str | None = None  # "ema" or "raw"; None takes the average where there is one
+    allow_unexpected: bool = False
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by section: a method's, or the format's
+
+
+@dataclass
+class Loaded:
+    """Released weights in a method, and what a record must say of them."""
+
+    method: Method
+    name: str  # of the method, or of the format that wraps it
+    draws: bool
+    file: str  # or the name on a hub
+    sha256: str
+    format: str
+    entry: str = ""
+    kind: str = "raw"
+    config: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    recipe: str | None = None  # what the weights cost elsewhere, as their makers state it
+    trained: int = 0  # parameters, those of a frozen part (a VAE) left out
+
+    def __post_init__(self) -> None:
+        self.trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+
+
+def of_methods() -> dict[str, tuple[Plugin, str]]:
+    """Formats that methods bring along: the plugin, and the module to import."""
+    found = {}
+    for plugin in method_plugins().values():
+        for file in sorted(plugin.folder.glob("weights*.py")) if plugin.folder else ():
+            name = plugin.name if file.stem == "weights" else file.stem.removeprefix("weights_")
+            found.setdefault(name, (plugin, f"{plugin.module.rpartition('.')[0]}.{file.stem}"))
+    return found
+
+
+def known() -> list[str]:
+    return [*sorted(of_methods()), *WRAPPED, OWN]
+
+
+def load(asked: Asked) -> Loaded:
+    """The checkpoint's weights in the method that they are of.
+
+    Raises HarnessError for a format that is unknown or cannot be told, a file that is refused (`files.read`), and
+    tensors that are missing or left over.
+    """
+    format = _format(asked)
+    if format in WRAPPED:
+        module = importlib.import_module(f"harness.released.{format}_model")
+        return module.load(asked)
+    path = Path(asked.checkpoint)
+    if format == OWN:
+        from harness.released import own
+
+        return own.load(path, asked.settings)
+    return _official(format, path, asked)
+
+
+def section(asked: Asked) -> str:
+    """The name whose settings (`NAME.KEY=VALUE`) reach the network."""
+    format = _format(asked)
+    return of_methods()[format][0].name if format in of_methods() else format
+
+
+def _format(asked: Asked) -> str:
+    """The format asked for, or the one that the file or its name tells."""
+    from harness.released.files import metadata_of
+
+    prefix = asked.checkpoint.partition(":")[0]
+    metadata = metadata_of(Path(asked.checkpoint))
+    told = prefix if prefix in WRAPPED else next((name for name in (OWN, "timm") if name in metadata), None)
+    format = asked.format or told
+    if format is None:
+        raise HarnessError(
+            f"{asked.checkpoint} does not say what it holds", f"--format {'|'.join(known())}", "--format mae, say"
+        )
+    if format not in known():
+        raise unknown("format", format, known(), "methods/NAME/weights.py adds one")
+    if prefix in WRAPPED and format != prefix:
+        raise HarnessError(f"--format {format} for {asked.checkpoint}", f"--format {prefix}, or none")
+    return format
+
+
+# -- official state dicts ------------------------------------------------------------------------------------------
+
+
+def _official(format: str, path: Path, asked: Asked) -> Loaded:
+    from harness.config import plain
+    from harness.evaluation import can
+    from harness.released import files
+
+    plugin, name = of_methods()[format]
+    mapping = _import(name, plugin)
+    weights = files.read(path)
+    chosen = files.choose(weights, asked.weights)
+    official = mapping.from_official(chosen.state)
+    method = _built(plugin.name, official, asked.settings.get(plugin.name, {}))
+    missing, unexpected = _leftovers(method, official, chosen)
+    drawing = tuple(getattr(mapping, "DRAWING", ()))
+    require_whole(weights.name, missing, drawing, [] if asked.allow_unexpected else unexpected)
+    only_drawing = [name for name in missing if name.startswith(drawing)]
+    notes = list(official.notes)
+    notes += [f"cannot draw: {first(only_drawing)} not in the file"] if only_drawing else []
+    notes += [f"left out of the file, as allowed: {first(unexpected)}"] if unexpected else []
+    return Loaded(
+        method,
+        plugin.name,
+        draws=can(method, "sample") and not only_drawing,
+        file=weights.name,
+        sha256=weights.sha256,
+        format=format,
+        entry=chosen.entry,
+        kind=chosen.kind,
+        config=plain(method.config),
+        missing=missing,
+        unexpected=unexpected,
+        notes=notes,
+        recipe=getattr(mapping, "RECIPE", None),
+    )
+
+
+def _import(name: str, plugin: Plugin) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise HarnessError(
+            f"the mapping of the method {plugin.name!r} cannot be imported: {type(error).__name__}: {error}",
+            f"importing {name} to work",
+        ) from error
+
+
+def _built(name: str, official: Any, settings: dict[str, Any]) -> Method:
+    """The method with the settings laid over what the file says, its tensors not yet in place."""
+    from harness.config import override
+    from harness.method import DataSpec
+
+    config = override(official.config, settings, name)
+    spec = DataSpec("released", official.channels, official.image_size, official.classes)
+    try:
+        method = load_method(name).create(config, spec)
+    except HarnessError as error:
+        if getattr(config, "vae", None) is None:
+            raise
+        raise HarnessError(
+            error.found,
+            error.expected,
+            f"{name}.vae=FOLDER, a diffusers AutoencoderKL that makes the latents these weights were trained on",
+        ) from error
+    if method.preparation() is not None:
+        raise HarnessError(
+            f"{name}.vae={config.vae} is trained within a budget, and nothing is trained here",
+            "the VAE that the weights were trained on",
+            f"{name}.vae=FOLDER of a diffusers AutoencoderKL",
+        )
+    return method
+
+
+def _leftovers(method: Method, official: Any, chosen: Chosen) -> tuple[list[str], list[str]]:
+    """What the method lacks and what the file has too much, after the tensors are in place.
+
+    Buffers that the file does not hold and the mapping does not miss are constants of the method. A frozen part (a
+    VAE) has weights of its own.
+    """
+    try:
+        found = method.load_state_dict(official.state, strict=False)
+    except RuntimeError as error:  # settings that change a shape
+        raise HarnessError(
+            f"the tensors do not fit the settings: {str(error).splitlines()[-1].strip()}", "the settings of the file"
+        ) from None
+    trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+    missing = {*official.missing, *(trained & set(found.missing_keys))}
+    return sorted(missing), sorted({*official.unexpected, *found.unexpected_keys, *chosen.strange})
+
+
+def require_whole(file: str, missing: list[str], drawing: tuple[str, ...], unexpected: list[str]) -> None:
+    lacking = [name for name in missing if not name.startswith(drawing)]
+    if lacking:
+        raise HarnessError(
+            f"{file} lacks {len(lacking)} tensor(s) of the method: {first(lacking, LISTED)}",
+            "all of them; only what is needed for drawing alone may be absent",
+        )
+    if unexpected:
+        raise HarnessError(
+            f"{file} has {len(unexpected)} tensor(s) that the method has no place for: {first(unexpected, LISTED)}",
+            "none",
+            "--allow-unexpected leaves them out and says so in the record",
+        )
+
+
+def first(names: list[str], count: int = 4) -> str:
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

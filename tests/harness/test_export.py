@@ -1,0 +1,183 @@
+"""Weights for others: what is written is loaded by the other library and gives the same numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import checkpoint, store
+from harness.config import plain
+from harness.errors import HarnessError
+from harness.export.run import export_run, restored
+from harness.method import DataSpec, Method, Tap
+from harness.plugins import load_method
+from harness.records import RunRecord
+from harness.released.formats import Asked, load
+from harness.rng import Rng
+from harness.store import RunFolder, Study
+from tests.harness.made_study import made_run
+
+METHODS = ["mae", "umd", "dit", "lmd"]
+SPEC = DataSpec("digits", channels=1, size=8, classes=10)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A study of one finished run for every method, as far as an export looks at it."""
+    out = tmp_path_factory.mktemp("runs")
+    for name in METHODS:
+        kind = load_method(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            method = kind.create(kind.recipe("nano", SPEC), SPEC)
+        run = made_run(name, 0, config=plain(method.config), train={"ema": True})
+        folder = Study(out / name).run(run.key)
+        store.write(folder.record, run)
+        checkpoint.save_snapshot(folder.snapshots, 0.0, method.state_dict())
+        move(method)
+        checkpoint.save_snapshot(folder.snapshots, 1.0, method.state_dict())
+    return out
+
+
+def run_of(study: Path) -> tuple[RunRecord, RunFolder]:
+    (path,) = study.glob("runs/*/run.json")
+    return store.read_as(RunRecord, path), RunFolder(path.parent)
+
+
+def exported(study: Path) -> Method:
+    record, folder = run_of(study)
+    return restored(folder, record, 1.0)
+
+
+def move(method: torch.nn.Module) -> None:
+    """Every weight away from where training starts: gates and heads that begin at zero would hide a mistake."""
+    rng = Rng(1)
+    state = {
+        name: value + 0.1 * rng.normal(name, value.shape) if value.is_floating_point() else value
+        for name, value in method.state_dict().items()
+        if "pos_embed" not in name and "cls" not in name
+    }
+    method.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_our_own_file_is_the_method_again(runs, tmp_path, harness, name):
+    status, out, _ = harness("export", runs / name, "--out", tmp_path / "x.safetensors")
+    assert status == 0 and f"eval --checkpoint {tmp_path / 'x.safetensors'}" in out
+    loaded, method = load(Asked(str(tmp_path / "x.safetensors"))), exported(runs / name)
+    again = loaded.method.eval()
+    assert (loaded.name, loaded.kind, again.config) == (name, "ema", method.config)
+    images = Rng(2).uniform("images", (3, 1, 8, 8)) * 2 - 1
+    ours, theirs = (m.features(images, m.taps(), Rng(0)) for m in (method, again))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    state = again.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
+
+
+def test_an_exported_run_evaluates_to_the_very_same_numbers(tmp_path, harness):
+    words = ["--evals", "knn", "--name", "before", "--out", tmp_path]
+    run = ["--methods", "mae", "--budget", "4step", "train.batch_size=16", "train.snapshots=[0.5]"]
+    assert harness("run", *run, *words)[0] == 0
+    assert harness("export", tmp_path / "before", "--out", tmp_path / "x.safetensors")[0] == 0
+    words = ["--checkpoint", tmp_path / "x.safetensors", "--evals", "knn", "--name", "after", "--out", tmp_path]
+    status, out, _ = harness("eval", *words)
+    assert status == 0 and "mae, released weights" in out
+    (before,), (after,) = Study(tmp_path / "before").runs(), Study(tmp_path / "after").runs()
+    assert after.config == before.config and after.borrowed[0].cost == "a run of this harness: 4step on digits, seed 0"
+    assert after.cost.flop_features_img == before.cost.flop_features_img
+    one, other = (knn(Study(tmp_path / n), r.key) for n, r in (("before", before), ("after", after)))
+    assert one == other and one["knn_top1"] > 10
+
+
+def knn(study: Study, key: str) -> dict[str, float]:
+    record = json.loads((study.run(key).evals(1.0) / "knn.json").read_text())
+    return {name: number["value"] for name, number in record["numbers"].items()}
+
+
+def test_a_snapshot_of_any_share_can_be_had(runs, tmp_path):
+    first = export_run(runs / "mae", "safetensors", tmp_path / "first.safetensors", share=0.0)
+    last = export_run(runs / "mae", "safetensors", tmp_path / "last.safetensors")
+    assert first.path.read_bytes() != last.path.read_bytes()
+    with pytest.raises(HarnessError, match=r"no weights at 0.3 of its budget\n.* 0.0000, 1.0000"):
+        export_run(runs / "mae", "safetensors", tmp_path / "x", share=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "tap"),
+    [("mae", t) for t in ("cls", "mean", "block3", "block2")]
+    + [("umd", t) for t in ("cls", "patches", "block3")]
+    + [("dit", t) for t in ("block1", "block2", "block4")],
+)
+def test_timm_computes_the_features_of_the_method(runs, tmp_path, name, tap):
+    import timm
+
+    method = exported(runs / name)
+    done = export_run(runs / name, "timm", tmp_path / "vit", tap=tap)
+    images = Rng(2).uniform("images", (5, 1, 8, 8)) * 2 - 1
+    (ours,) = method.features(images, [t for t in method.taps() if str(t) == tap], Rng(0))
+    assert ours.std() > 0.01
+    calls = [re.match(r"timm\.create_model\((.*)\)$", line) for line in done.lines]
+    for call in [c for c in calls if c]:  # the lines shown are what a user types
+        model = eval(f"timm.create_model({call[1]})", {"timm": timm})
+        torch.testing.assert_close(model.eval()(images), ours, rtol=1e-5, atol=1e-5)
+    assert sum(map(bool, calls)) == 2
+
+
+def test_the_timm_folder_comes_back_as_the_same_features(runs, tmp_path):
+    export_run(runs / "umd", "timm", tmp_path / "vit", tap="patches")
+    loaded = load(Asked(str(tmp_path / "vit"), "timm"))
+    assert loaded.method.data == DataSpec("released", 1, 8, 0)
+    method, again = exported(runs / "umd"), loaded.method.eval()
+    images = Rng(2).uniform("images", (3, 1, 8, 8)) * 2 - 1
+    ours = method.features(images, [Tap("patches"), Tap("block3")], Rng(0))
+    theirs = again.features(images, [Tap("pooled"), Tap("stage3")], Rng(0))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_different_class_tokens_are_refused_with_a_tap_that_works(runs, tmp_path, monkeypatch):
+    method = exported(runs / "umd")
+    method.network.cls[1] += 0.1
+    monkeypatch.setattr("harness.export.run.restored", lambda *_: method)
+    with pytest.raises(HarnessError, match="mean of 4 different class tokens") as refused:
+        export_run(runs / "umd", "timm", tmp_path / "vit")
+    assert refused.value.next_step == "--tap patches" and not (tmp_path / "vit").exists()
+    export_run(runs / "umd", "timm", tmp_path / "vit", tap="patches")
+    assert (tmp_path / "vit/config.json").is_file()
+
+
+def test_a_fold_that_is_wrong_leaves_nothing(runs, tmp_path, monkeypatch):
+    import methods.umd.export as module
+
+    right = module.folded
+    monkeypatch.setattr(module, "folded", lambda block, cond: right(block, cond + 0.5))
+    with pytest.raises(HarnessError, match="timm's output differs from the method's"):
+        export_run(runs / "umd", "timm", tmp_path / "vit")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "complaint", "help_"),
+    [
+        ("mae", ["--to", "onnx"], "unknown form 'onnx'", "safetensors"),
+        ("mae", ["--to", "diffusers"], "mae cannot be written for diffusers", "--to safetensors always works"),
+        ("lmd", ["--to", "timm"], "reads the latents of a VAE", "a method on pixels"),
+        ("umd", ["--to", "timm", "--tap", "cls@50"], "unknown tap 'cls@50'", "noise level"),
+        ("umd", ["--tap", "cls"], "--tap cls for safetensors", "--to timm only"),
+        ("", ["--to", "timm"], "no run in", "STUDY/runs/KEY"),
+    ],
+)
+def test_what_cannot_be_written_is_said(runs, tmp_path, harness, name, words, complaint, help_):
+    status, _, err = harness("export", runs / name, *words, "--out", tmp_path / "x")
+    assert status == 2 and complaint in err and help_ in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_is_never_written_over(runs, tmp_path, harness):
+    (tmp_path / "x").mkdir()
+    status, _, err = harness("export", runs / "mae", "--to", "timm", "--out", tmp_path / "x")
+    assert status == 2 and "is there already" in err and list((tmp_path / "x").iterdir()) == []
