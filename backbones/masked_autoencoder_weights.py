@@ -5,7 +5,7 @@ The names are the same (cards mae and lmd, section 2); what is read here is the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,8 +14,11 @@ from backbones.masked_autoencoder import DECODERS, MaskedAutoencoder
 from backbones.official import Settled, heads_of, is_fixed, layers_in, settle, shape_of, square
 from backbones.sizes import Trunk
 from backbones.tokens import sincos_2d
+from backbones.unmasking import Unmasking
 from harness.errors import HarnessError
+from harness.rng import Rng
 
+DECODER = ("core.decoder_", "core.mask_token")  # what an encoder alone may lack
 DECODER_HEADS = {trunk.width: trunk.heads for trunk in DECODERS.values()}
 
 
@@ -47,7 +50,7 @@ def read_core(state: Mapping[str, Tensor], what: str) -> Core:
         notes.append(f"{decoder.heads} heads by convention for the decoder's width {narrow}")
     else:
         decoder = DECODERS["b"]
-        notes.append("the file has no decoder: features are the file's, reconstructions are not")
+        notes.append("the file has no decoder")
     if not is_fixed(state["pos_embed"][:, 1:], sincos_2d(width, across)):
         notes.append("pos_embed is not the fixed sin-cos code (fine-tuned?); it is taken as it is")
     if any(name.startswith("fc_norm.") for name in state):
@@ -55,3 +58,13 @@ def read_core(state: Mapping[str, Tensor], what: str) -> Core:
     if encoder.depth == 0:
         raise HarnessError("no encoder block in the file", f"an official state dict of {what}")
     return Core(channels, across * patch, patch, encoder, decoder, notes)
+
+
+def fitted_sampler(core: MaskedAutoencoder, patches: Iterable[Tensor], rng: Rng) -> Unmasking:
+    """Our sampler for weights that were trained without its statistics: they are taken from training images'
+    patches [B, N, P], without a gradient, and no weight is moved.
+    """
+    unmasking = Unmasking(core).to(core.cls_token.device)
+    for step, some in enumerate(patches):
+        unmasking.update(core, some, rng.at("sampler", step))
+    return unmasking.eval()

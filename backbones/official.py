@@ -1,6 +1,6 @@
 """Reading an architecture off the tensors of an official checkpoint, and what of it finds no place here.
 
-Shared by `methods/<name>/weights.py`; nothing here loads a file (harness/released.py does).
+Shared by `methods/<name>/weights.py`; nothing here loads a file (harness/released/ does).
 """
 
 from __future__ import annotations

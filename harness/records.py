@@ -85,6 +85,7 @@ class Released(Model):
     weights: Literal["ema", "raw"] = "raw"
     channels: int  # of the network's images
     image_size: int  # px of the network's images
+    classes: int = 0  # labels that the weights know of; 0 also where the file cannot say
     missing: list[str] = []  # tensors of the method that the file does not hold
     unexpected: list[str] = []  # and those of the file that the method has no place for
 

@@ -6,8 +6,11 @@ A method with released weights has `methods/<name>/weights.py`, which gives the 
     from_official(state) -> Official    tensors by name, as the file has them, in the method's own terms
     DRAWING                             prefixes of the method's tensors that only drawing needs: a file may lack them
     RECIPE                              one line: what the published weights cost, as their makers state it
+    complete(method, batches, rng)      estimates, from training images and without a gradient, what drawing needs and
+                                        no file holds
 
-and both constants may be left out. What is no method of ours is wrapped here: `timm_model.py`, `diffusers_model.py`.
+of which all but the first may be left out. What is no method of ours is wrapped here, in `timm_model.py` and
+`diffusers_model.py`.
 """
 
 from __future__ import annotations

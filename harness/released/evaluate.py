@@ -43,7 +43,7 @@ def evaluate_released(
     """
     loaded = formats.load(asked)
     sets = [load_data(name, data_dir) for name in study.dataset]
-    fitted = [(FittedDrawing if loaded.draws else Fitted)(loaded.method, data.spec) for data in sets]
+    fitted = [_fitted(loaded, data) for data in sets]
     place = store.Study(out / study.folder_name())
     failures: list[str] = []
     with only_writer(place.path):
@@ -53,6 +53,12 @@ def evaluate_released(
                 failures += row.evaluate(_record(loaded, method, data, size, borrowed))
             evaluate_references(data, study, place, display)
     return place, failures
+
+
+def _fitted(loaded: Loaded, data: Dataset) -> Fitted:
+    if not loaded.draws:
+        return Fitted(loaded.method, data.spec)
+    return FittedDrawing(loaded.method, data.spec, loaded.complete, data.fit.images)
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,13 @@ def _record(loaded: Loaded, method: Fitted, data: Dataset, size: str, borrowed: 
         weights=loaded.kind,
         channels=spec.channels,
         image_size=spec.size,
+        classes=loaded.classes,
         missing=loaded.missing,
         unexpected=loaded.unexpected,
     )
     cost = borrowed or loaded.recipe
     loan = Borrowed(what=f"released weights {loaded.file}", parameters=loaded.trained, cost=cost)
+    said = [*method.remarks(), *loaded.notes]
     return RunRecord(
         key=_key(cell, loaded, method, data),
         cell=cell,
@@ -136,7 +144,7 @@ def _record(loaded: Loaded, method: Fitted, data: Dataset, size: str, borrowed: 
         state="finished",
         borrowed=[loan, *(Borrowed(**item) for item in loaded.method.borrowed())],
         environment=machine.environment("bf16" if machine.device().type == "cuda" else "fp32", compiled=False),
-        notes=[_note(loaded, size, cost), *method.remarks(), *loaded.notes],
+        notes=[_note(loaded, size, cost), *(["; ".join(said)] if said else [])],
         released=origin,
     )
 
@@ -167,7 +175,7 @@ def _cost(loaded: Loaded, method: Fitted) -> Cost:
     return Cost(
         parameters=loaded.trained,
         parameters_features=parameters_features,
-        parameters_frozen=sum(p.numel() for p in method.parameters()) - loaded.trained,
+        parameters_frozen=loaded.frozen,
         flop_train_img=None,
         flop_features_img=flop_features,
     )

@@ -5,16 +5,18 @@ Shapes: B images, C channels, S the data set's side, N the network's side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.data.pixels import to_float
 from harness.errors import HarnessError
 from harness.method import DataSpec, Method, Tap, require_taps
 from harness.rng import Rng
 
+UPDATES, BATCH = 128, 16  # batches of training images, and images in each, for what drawing needs beside the file
 PIXELS = 16 * 256**2  # pixels that pass through a network at once: 256 images up to 64 px, 20 at 224 px
 
 
@@ -63,10 +65,33 @@ class Fitted(Method):
 
 
 class FittedDrawing(Fitted):
-    """And its samples, brought to the data set's size."""
+    """And its samples, brought to the data set's size.
+
+    `complete` is called before the first sample, with batches of training images as the network sees them.
+    """
+
+    def __init__(
+        self,
+        inner: Method,
+        data: DataSpec,
+        complete: Callable[[Method, Iterable[Tensor], Rng], None] | None = None,
+        images: Tensor | None = None,  # uint8 [n, C, S, S], what `complete` may look at
+    ) -> None:
+        super().__init__(inner, data)
+        self._complete, self._images = complete, images
+
+    def _completed(self) -> None:
+        if self._complete is None:
+            return
+        device = next(self.inner.parameters()).device
+        order = Rng(0).permutation("complete", len(self._images))[: UPDATES * BATCH]
+        batches = (self._for_network(to_float(self._images[some]).to(device)) for some in order.split(BATCH))
+        self._complete(self.inner, batches, Rng(0).to(device))
+        self._complete = None
 
     @torch.no_grad()
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        self._completed()
         counts = [min(self.slice, n - start) for start in range(0, n, self.slice)]
         if len(counts) == 1:
             return self._for_data(self.inner.sample(n, rng, labels, steps))

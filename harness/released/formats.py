@@ -7,6 +7,7 @@ read here.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -48,14 +49,20 @@ class Loaded:
     entry: str = ""
     kind: str = "raw"
     config: dict[str, Any] = field(default_factory=dict)
+    classes: int = 0  # labels that the weights know of
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recipe: str | None = None  # what the weights cost elsewhere, as their makers state it
-    trained: int = 0  # parameters, those of a frozen part (a VAE) left out
+    complete: Callable[..., None] | None = None  # what drawing needs beside the file, see the package's docstring
+    trained: int = 0  # parameters that came with the file
+    frozen: int = 0  # parameters of a part that is borrowed by itself (a VAE)
 
     def __post_init__(self) -> None:
-        self.trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
+        named = dict(self.method.named_parameters())
+        absent = set(self.missing)
+        self.trained = sum(p.numel() for name, p in named.items() if p.requires_grad and name not in absent)
+        self.frozen = sum(p.numel() for p in named.values() if not p.requires_grad)
 
 
 def of_methods() -> dict[str, tuple[Plugin, str]]:
@@ -134,22 +141,28 @@ def _official(format: str, path: Path, asked: Asked) -> Loaded:
     require_whole(weights.name, missing, drawing, [] if asked.allow_unexpected else unexpected)
     only_drawing = [name for name in missing if name.startswith(drawing)]
     notes = list(official.notes)
-    notes += [f"cannot draw: {first(only_drawing)} not in the file"] if only_drawing else []
+    draws, complete = can(method, "sample") and not only_drawing, getattr(mapping, "complete", None)
+    if only_drawing:
+        notes.append(f"cannot draw: {len(only_drawing)} tensors that only drawing needs are not in the file")
+    elif draws and complete:
+        notes.append("what drawing needs beside the file is estimated on training images of this data set, no gradient")
     notes += [f"left out of the file, as allowed: {first(unexpected)}"] if unexpected else []
     return Loaded(
         method,
         plugin.name,
-        draws=can(method, "sample") and not only_drawing,
+        draws=draws,
         file=weights.name,
         sha256=weights.sha256,
         format=format,
         entry=chosen.entry,
         kind=chosen.kind,
         config=plain(method.config),
+        classes=official.classes,
         missing=missing,
         unexpected=unexpected,
         notes=notes,
-        recipe=getattr(mapping, "RECIPE", None),
+        recipe=f"as its makers state it, {mapping.RECIPE}" if hasattr(mapping, "RECIPE") else None,
+        complete=complete,
     )
 
 

@@ -18,6 +18,7 @@ from harness.errors import HarnessError
 from harness.released import Official
 from methods.dit.method import Config
 
+RECIPE = "DiT: ImageNet-1k with labels, batch 256; XL/2 for 7M steps, the other sizes for 400k; and the VAE"
 LATENT = 4  # channels of Stable Diffusion's latents, of an 8th of the image's side
 VAE = "stabilityai/sd-vae-ft-mse"  # that the official scripts sample with; its encoder is the original one
 NAMES = {

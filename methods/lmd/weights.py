@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from backbones.masked_autoencoder_weights import read_core
+from backbones.masked_autoencoder_weights import DECODER, fitted_sampler, read_core
 from harness.errors import HarnessError
 from harness.released import Official
-from methods.lmd.method import Config, latent_patch
+from harness.rng import Rng
+from methods.lmd.method import Config, Lmd, latent_patch
 
+DRAWING = DECODER
 LATENT = 4  # channels of Stable Diffusion's latents, of an 8th of the image's side
 
 
@@ -30,7 +32,12 @@ def from_official(state: Mapping[str, Tensor]) -> Official:
         *core.notes,
         f"on latents of the VAE of {config.vae}, without its factor; from a folder with lmd.vae",
         "whether targets were standardised is not in the file: lmd.norm_target stays true",
-        "the sampler's statistics are not in the file: these weights cannot draw",
     ]
     heads = [state[name] for name in ("head.weight", "head.1.weight") if name in state]  # fine-tuned, probed
     return Official(config, 3, 8 * core.side, len(heads[0]) if heads else 0, *core.settle(state), notes)
+
+
+def complete(method: Lmd, batches: Iterable[Tensor], rng: Rng) -> None:
+    """What drawing needs and no file holds, from training images [B, C, H, H]."""
+    patches = (method.core.patches(method.vae.encode(images)) for images in batches)
+    method.unmasking = fitted_sampler(method.core, patches, rng)

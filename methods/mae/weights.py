@@ -6,16 +6,19 @@ takes up the difference, so that equal pixels give equal features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from backbones.masked_autoencoder_weights import read_core
+from backbones.masked_autoencoder_weights import DECODER, fitted_sampler, read_core
 from harness.errors import HarnessError
 from harness.released import Official
-from methods.mae.method import Config
+from harness.rng import Rng
+from methods.mae.method import Config, Mae
 
+DRAWING = DECODER
+RECIPE = "MAE: 800 or 1600 epochs of ImageNet-1k at 224 px; ViT-L for 800 took about 42 h on 64 V100"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 
 
@@ -31,7 +34,6 @@ def from_official(state: Mapping[str, Tensor]) -> Official:
         "ImageNet's mean and deviation are folded into the patch embedding",
         "whether targets were standardised is not in the file: mae.norm_pix stays true. Predictions are of pixels "
         "standardised by ImageNet's mean and deviation",
-        "the sampler's statistics are not in the file: these weights cannot draw",
     ]
     heads = [state[name] for name in ("head.weight", "head.1.weight") if name in state]  # fine-tuned, probed
     return Official(config, 3, core.side, len(heads[0]) if heads else 0, *core.settle(adapted), notes)
@@ -49,3 +51,8 @@ def _adapted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "patch_embed.proj.weight": (precise * gain.view(1, -1, 1, 1)).to(weight.dtype),
         "patch_embed.proj.bias": (bias.double() + (precise.sum(dim=(2, 3)) @ offset)).to(bias.dtype),
     }
+
+
+def complete(method: Mae, batches: Iterable[Tensor], rng: Rng) -> None:
+    """What drawing needs and no file holds, from training images [B, C, H, H]."""
+    method.unmasking = fitted_sampler(method.core, (method.core.patches(images) for images in batches), rng)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from harness.__main__ import main
 
@@ -58,3 +60,14 @@ def toyform(tmp_path_factory, monkeypatch):
         (folder / "toyform").mkdir(parents=True, exist_ok=True)
         (folder / "toyform" / name).write_text(text)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save an object with torch; returns the file."""
+
+    def save(content: object, name: str = "toy.pth") -> Path:
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return save

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
+from harness.method import DataSpec
 from harness.records import EvalRecord
 from harness.released import files
 from harness.released.fitted import Fitted, FittedDrawing
@@ -21,9 +22,8 @@ from harness.report.tables import of_study
 from harness.rng import Rng
 from harness.store import Study
 from tests.harness.made_study import cells, texts
+from tests.harness.released import QUICK, Malicious
 from tests.toys import SPEC, build
-
-QUICK = ["--evals", "knn,generation", "generation.samples=100", "generation.kernel_size=50"]
 
 
 def official(width: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -31,17 +31,6 @@ def official(width: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
     rng = Rng(seed)
     shapes = {"enc.weight": (width, 16), "enc.bias": (width,), "dec.weight": (16, width), "dec.bias": (16,)}
     return {name: rng.normal(name, shape) for name, shape in (shapes | {"mean": (width,)}).items()}
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """Save an object with torch; returns the file."""
-
-    def save(content: object, name: str = "toy.pth") -> Path:
-        torch.save(content, tmp_path / name)
-        return tmp_path / name
-
-    return save
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -77,16 +66,6 @@ def test_every_kind_of_file_gives_the_same_tensors(tmp_path, saved):
     for path in (saved(state), tmp_path / "toy.safetensors", tmp_path / "toy.npz", tmp_path / "old.pt"):
         found = files.choose(files.read(path)).state
         assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state), path
-
-
-class Malicious:
-    """Unpickling it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (self.marker,)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -146,7 +125,7 @@ def test_weights_in_memory_have_a_digest_of_their_own():
 
 def test_images_are_brought_to_the_network_and_samples_to_the_data():
     inner = build().eval()
-    data = type(SPEC)("large", channels=1, size=12, classes=2)
+    data = DataSpec("large", channels=1, size=12, classes=2)
     images = Rng(0).uniform("images", (5, 1, 12, 12)) * 2 - 1
     fitted = FittedDrawing(inner, data)
     found = fitted.features(images, fitted.taps(), Rng(0))[0]
@@ -170,7 +149,7 @@ def test_slices_of_a_large_batch_are_whole_and_in_order(monkeypatch):
 
 def test_colour_images_do_not_fit_a_grey_network():
     with pytest.raises(HarnessError, match=r"1 channel\(s\), and colours of 3"):
-        Fitted(build(), type(SPEC)("colours", channels=3, size=4, classes=2))
+        Fitted(build(), DataSpec("colours", channels=3, size=4, classes=2))
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
@@ -189,7 +168,11 @@ def test_released_weights_go_through_the_evals_and_are_marked(tmp_path, harness,
     assert run.released.sha256 == files.sha256_of(path) and run.released.image_size == 4
     assert run.cost is not None and run.cost.flop_train_img is None
     assert run.cost.flop_features_img == 2 * 16 * 6 and run.cost.parameters == 16 * 6 + 6 + 6 * 16 + 16
-    assert run.borrowed[0].cost == "two epochs of toys" and run.spend.wall_s == 0 and run.ledger == {}
+    assert (
+        run.borrowed[0].cost == "as its makers state it, two epochs of toys"
+        and run.spend.wall_s == 0
+        and run.ledger == {}
+    )
     tables = of_study(study)
     label = "toyform, released weights toy.pth"
     for table in tables[:2]:
@@ -249,7 +232,7 @@ def test_an_encoder_alone_is_evaluated_and_said_not_to_draw(tmp_path, harness, s
     assert status == 0 and "these weights cannot do: generation" in out
     (run,) = Study(tmp_path / "s").runs()
     assert run.released is not None and run.released.missing == ["last.bias", "last.weight"]
-    assert any("cannot draw: last.bias, last.weight not in the file" in note for note in run.notes)
+    assert any("cannot draw: 2 tensors that only drawing needs" in note for note in run.notes)
     evals = [r for r in Study(tmp_path / "s").evals() if isinstance(r, EvalRecord) and r.key]
     assert [r.eval for r in evals] == ["knn"]
 
@@ -312,77 +295,3 @@ def test_a_study_of_released_weights_alone_says_how_to_go_on(tmp_path, harness, 
     harness("eval", "--checkpoint", path, "--format", "toyform", "--evals", "knn", "--name", "s", "--out", tmp_path)
     status, _, err = harness("eval", tmp_path / "s")
     assert status == 2 and "holds released weights only" in err and "harness eval --checkpoint PATH" in err
-
-
-# -- timm -----------------------------------------------------------------------------------------------------------
-
-ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 2}
-
-
-def timm_vit(classes: int = 0) -> torch.nn.Module:
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **ARGS).eval()
-
-
-def test_a_timm_model_gives_what_timm_gives(saved):
-    from harness.released.formats import Asked, load
-
-    network = timm_vit(classes=10)
-    settings = {"timm": {"model": "vit_tiny_patch16_224", "args": ARGS, "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3}}
-    found = load(Asked(str(saved(network.state_dict())), "timm", settings=settings))
-    method = found.method.eval()
-    images = Rng(0).uniform("images", (3, 3, 8, 8)) * 2 - 1
-    assert [str(tap) for tap in method.taps()] == ["pooled", "mean", "stage3", "stage2"]
-    pooled, mean, three, _ = method.features(images, method.taps(), Rng(0))
-    x = ((images + 1) / 2 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
-    last = network.forward_features(x)
-    torch.testing.assert_close(pooled, network.forward_head(last, pre_logits=True))
-    torch.testing.assert_close(mean, last[:, 1:].mean(dim=1))
-    torch.testing.assert_close(three, network.forward_intermediates(x, indices=[2])[1][0].mean(dim=(2, 3)))
-    (maps,) = method.features(images, method.taps()[2:3], Rng(0), dense=True)
-    assert maps.shape == (3, 24, 2, 2)
-    assert found.unexpected == [] and not found.draws
-
-
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])
-def test_models_that_are_no_vit_are_read_alike(name, saved):
-    import timm
-
-    from harness.released.timm_model import Config, TimmModel, _described
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = timm.create_model(name, num_classes=0).eval()
-    method = TimmModel(*_described(network, Config()), network).eval()
-    side = method.data.size
-    found = method.features(torch.zeros(1, 3, side, side), method.taps(), Rng(0))
-    assert all(values.shape[0] == 1 and values.ndim == 2 for values in found)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4) if name == "resnet18" else None
-    (maps,) = method.features(torch.zeros(1, 3, side, side), method.taps()[1:2], Rng(0), dense=True)
-    assert maps.shape[1] == network.num_features and maps.shape[2] == maps.shape[3] == side // 32
-
-
-def test_a_folder_as_timm_saves_it_is_evaluated_under_its_name(tmp_path, harness):
-    from timm.models import save_for_hf
-
-    save_for_hf(timm_vit(), tmp_path / "my-vit", safe_serialization=True)
-    words = ["--format", "timm", "--evals", "knn", "--name", "s", "--out", tmp_path, "--borrowed", "a week on a farm"]
-    status, out, _ = harness("eval", "--checkpoint", tmp_path / "my-vit", *words)
-    assert status == 0 and "timm, released weights my-vit" in out and "a week on a farm" in " ".join(out.split())
-    (run,) = Study(tmp_path / "s").runs()
-    assert run.config["model"] == "vit_tiny_patch16_224" and run.released is not None
-    assert run.released.channels == 3, "digits are grey, and the network is not"
-    assert any("grey images are given to a network of colours" in note for note in run.notes)
-
-
-def test_without_a_hub_the_error_says_what_to_do(harness, tmp_path, monkeypatch):
-    import huggingface_hub.constants as hub
-
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    status, _, err = harness("eval", "--checkpoint", "timm:vit_tiny_patch16_224", "--evals", "knn", "--out", tmp_path)
-    assert status == 2 and "'vit_tiny_patch16_224' cannot be had" in err
-    assert "--checkpoint FOLDER --format timm" in err

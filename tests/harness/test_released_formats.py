@@ -1,0 +1,258 @@
+"""The formats that weights come in: official state dicts, timm, diffusers; each gives what its own library gives."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.method import DataSpec, Tap
+from harness.released.fitted import FittedDrawing
+from harness.released.formats import Asked, load
+from harness.rng import Rng
+from harness.store import Study
+from tests.harness.released import QUICK, Malicious
+from tests.methods import masked
+from tests.methods.test_dit_reference import official as dit_official
+
+# -- official formats -----------------------------------------------------------------------------------------------
+
+MAE = {"width": 96, "narrow": 64, "side": 4, "channels": 3, "patch": 4}
+
+
+def narrow(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.float() for name, value in state.items()}
+
+
+def vae(folder: Path) -> Path:
+    """A diffusers VAE of Stable Diffusion's measures: 3 channels in, 4 latent ones of an 8th of the side."""
+    from diffusers import AutoencoderKL
+
+    levels = 4
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
+        norm_num_groups=8,
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_official_mae_weights_draw_with_statistics_of_the_data(saved):
+    path = saved({"model": narrow(masked.official(**MAE))})
+    found = load(Asked(str(path), "mae"))
+    assert (found.name, found.draws, found.missing, found.unexpected) == ("mae", True, [], [])
+    assert found.config["encoder"] == [96, 2, 3] and "800 or 1600 epochs" in found.recipe
+    data = DataSpec("colours", channels=3, size=8, classes=2)
+    train = Rng(0).integers("train", 256, (64, 3, 8, 8)).to(torch.uint8)
+    weights = {name: value.clone() for name, value in found.method.state_dict().items()}
+    fitted = FittedDrawing(found.method.eval(), data, found.complete, train)
+    samples = fitted.sample(3, Rng(0), steps=2)
+    assert samples.shape == (3, 3, 8, 8) and samples.abs().max() <= 1 and samples.std() > 0.05
+    state = found.method.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in weights.items()), "a weight was moved"
+
+
+def test_an_official_encoder_alone_does_not_draw_and_its_decoder_is_not_counted(saved):
+    state = narrow(masked.official(**MAE))
+    encoder = {k: v for k, v in state.items() if not k.startswith(("decoder", "mask_token"))}
+    found = load(Asked(str(saved(encoder)), "mae"))
+    assert not found.draws and "core.mask_token" in found.missing
+    assert found.trained == sum(v.numel() for k, v in encoder.items() if k != "pos_embed")
+    with pytest.raises(HarnessError, match=r"lacks 1 tensor\(s\) of the method: core.norm.bias"):
+        load(Asked(str(saved({k: v for k, v in encoder.items() if k != "norm.bias"})), "mae"))
+
+
+def test_latents_need_their_vae(tmp_path, saved):
+    state = narrow(masked.official(**MAE | {"channels": 4, "side": 1}))
+    path = saved({"model": state})
+    with pytest.raises(HarnessError, match=r"lmd.vae=FOLDER, a diffusers AutoencoderKL that makes the latents"):
+        load(Asked(str(path), "lmd"))
+    with pytest.raises(HarnessError, match="trained within a budget, and nothing is trained here"):
+        load(Asked(str(path), "lmd", settings={"lmd": {"vae": "train"}}))
+    found = load(Asked(str(path), "lmd", settings={"lmd": {"vae": str(vae(tmp_path / "vae"))}}))
+    assert found.frozen == sum(p.numel() for p in found.method.vae.parameters())
+    assert found.trained == sum(v.numel() for k, v in state.items() if "pos_embed" not in k)
+    assert found.method.data.size == 32 and len(found.method.borrowed()) == 1
+
+
+def test_an_official_dit_names_what_it_saw(tmp_path, saved):
+    found = load(Asked(str(saved({"ema": narrow(dit_official(width=96))})), "dit", settings=_dit(tmp_path)))
+    assert (found.entry, found.classes, found.draws) == ("ema", 10, True)
+    assert any("trained with labels" in note for note in found.notes)
+    fitted = FittedDrawing(found.method.eval(), DataSpec("colours", channels=3, size=16, classes=2))
+    assert fitted.sample(2, Rng(0), steps=2).shape == (2, 3, 16, 16)
+    assert "samples of 64 px are resized to 16 px" in fitted.remarks()
+
+
+def _dit(folder: Path) -> dict:
+    return {"dit": {"vae": str(vae(folder / "vae"))}}
+
+
+# -- timm -----------------------------------------------------------------------------------------------------------
+
+ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 2}
+
+
+def timm_vit(classes: int = 0) -> torch.nn.Module:
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **ARGS).eval()
+
+
+def test_a_timm_model_gives_what_timm_gives(saved):
+    network = timm_vit(classes=10)
+    settings = {"timm": {"model": "vit_tiny_patch16_224", "args": ARGS, "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3}}
+    found = load(Asked(str(saved(network.state_dict())), "timm", settings=settings))
+    method = found.method.eval()
+    images = Rng(0).uniform("images", (3, 3, 8, 8)) * 2 - 1
+    assert [str(tap) for tap in method.taps()] == ["pooled", "mean", "stage3", "stage2"]
+    pooled, mean, three, _ = method.features(images, method.taps(), Rng(0))
+    x = ((images + 1) / 2 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
+    last = network.forward_features(x)
+    torch.testing.assert_close(pooled, network.forward_head(last, pre_logits=True))
+    torch.testing.assert_close(mean, last[:, 1:].mean(dim=1))
+    torch.testing.assert_close(three, network.forward_intermediates(x, indices=[2])[1][0].mean(dim=(2, 3)))
+    (maps,) = method.features(images, method.taps()[2:3], Rng(0), dense=True)
+    assert maps.shape == (3, 24, 2, 2)
+    assert found.unexpected == [] and not found.draws
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_models_that_are_no_vit_are_read_alike(name, saved):
+    import timm
+
+    from harness.released.timm_model import Config, TimmModel, _described
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model(name, num_classes=0).eval()
+    method = TimmModel(*_described(network, Config()), network).eval()
+    side = method.data.size
+    found = method.features(torch.zeros(1, 3, side, side), method.taps(), Rng(0))
+    assert all(values.shape[0] == 1 and values.ndim == 2 for values in found)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4) if name == "resnet18" else None
+    (maps,) = method.features(torch.zeros(1, 3, side, side), method.taps()[1:2], Rng(0), dense=True)
+    assert maps.shape[1] == network.num_features and maps.shape[2] == maps.shape[3] == side // 32
+
+
+def test_a_folder_as_timm_saves_it_is_evaluated_under_its_name(tmp_path, harness):
+    from timm.models import save_for_hf
+
+    save_for_hf(timm_vit(), tmp_path / "my-vit", safe_serialization=True)
+    words = ["--format", "timm", "--evals", "knn", "--name", "s", "--out", tmp_path, "--borrowed", "a week on a farm"]
+    status, out, _ = harness("eval", "--checkpoint", tmp_path / "my-vit", *words)
+    assert status == 0 and "timm, released weights my-vit" in out and "a week on a farm" in " ".join(out.split())
+    (run,) = Study(tmp_path / "s").runs()
+    assert run.config["model"] == "vit_tiny_patch16_224" and run.released is not None
+    assert run.released.channels == 3, "digits are grey, and the network is not"
+    assert any("grey images are given to a network of colours" in note for note in run.notes)
+
+
+def test_without_a_hub_the_error_says_what_to_do(harness, tmp_path, monkeypatch):
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    status, _, err = harness("eval", "--checkpoint", "timm:vit_tiny_patch16_224", "--evals", "knn", "--out", tmp_path)
+    assert status == 2 and "'vit_tiny_patch16_224' cannot be had" in err
+    assert "--checkpoint FOLDER --format timm" in err
+
+
+# -- diffusers ------------------------------------------------------------------------------------------------------
+
+
+def pipeline(folder: Path, scheduler: str = "DDIMScheduler", **changes) -> Path:
+    """A pipeline of diffusers' own with a tiny U-Net for 8 px."""
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+        )
+    of = {"DDIMScheduler": diffusers.DDIMPipeline, "DDPMScheduler": diffusers.DDPMPipeline}
+    of[scheduler](unet, getattr(diffusers, scheduler)(**changes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DDPMScheduler"])
+def test_a_diffusers_pipeline_draws_what_diffusers_draws(tmp_path, monkeypatch, scheduler):
+    import diffusers
+
+    found = load(Asked(str(pipeline(tmp_path / "pipe", scheduler)), "diffusers"))
+    assert found.draws and found.method.data == DataSpec("released", 1, 8, 0)
+    samples = found.method.eval().sample(2, Rng(0), steps=5)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    start = Rng(0).normal("start", (2, 1, 8, 8))
+    module = sys.modules[type(pipe).__module__]
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: start)
+    theirs = pipe(batch_size=2, num_inference_steps=5, generator=Rng(0).generator("steps"), output_type="np")
+    torch.testing.assert_close((samples / 2 + 0.5).permute(0, 2, 3, 1), torch.from_numpy(theirs.images))
+
+
+def test_decoder_levels_are_read_at_their_noise(tmp_path):
+    found = load(Asked(str(pipeline(tmp_path / "pipe")), "diffusers"))
+    method = found.method.eval()
+    images = Rng(1).uniform("images", (3, 1, 8, 8)) * 2 - 1
+    taps = [Tap("up1"), Tap("up2", 40), Tap("up3", 40)]
+    assert method.taps()[:2] == [Tap("up1"), Tap("up1", 40)] and set(taps) <= set(method.taps())
+    seen = []
+    hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out)) for block in method.unet.up_blocks]
+    clean, noised, last = method.features(images, taps, Rng(0))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 6, "one pass for each noise"
+    noise = Rng(0).at("tap", 40).normal("noise", images.shape)
+    alpha = method.scheduler.alphas_cumprod[40]
+    method.unet.up_blocks[2].register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        method.unet(alpha.sqrt() * images + (1 - alpha).sqrt() * noise, 40)
+    torch.testing.assert_close(last, seen[-1].mean(dim=(2, 3)))
+    assert clean.shape == (3, 16) and noised.shape == last.shape == (3, 8)
+
+
+def test_a_diffusers_folder_through_the_evals(tmp_path, harness):
+    path = pipeline(tmp_path / "my-pipe")
+    words = ["--format", "diffusers", *QUICK, "diffusers.steps=3", "--name", "s", "--out", tmp_path]
+    status, out, _ = harness("eval", "--checkpoint", path, *words)
+    assert status == 0 and "diffusers, released weights my-pipe" in out
+    (run,) = Study(tmp_path / "s").runs()
+    assert run.config == {"steps": 3, "size": 0, "scheduler": "DDIMScheduler"}
+    status, out, _ = harness("eval", "--checkpoint", path / "unet", *words)
+    assert status == 0 and "cannot draw: no scheduler beside the U-Net" in " ".join(out.split())
+
+
+def test_what_is_no_plain_pipeline_is_refused(tmp_path, harness):
+    def complaint(path: Path) -> str:
+        status, _, err = harness("eval", "--checkpoint", path, "--format", "diffusers", "--out", tmp_path / "runs")
+        assert status == 2
+        return err
+
+    assert "no config.json in" in complaint(tmp_path)
+    assert "holds AutoencoderKL" in complaint(vae(tmp_path / "vae"))
+    path = pipeline(tmp_path / "pipe")
+    config = json.loads((path / "scheduler/scheduler_config.json").read_text())
+    (path / "scheduler/scheduler_config.json").write_text(json.dumps(config | {"_class_name": "os.system"}))
+    assert "the scheduler 'os.system'" in complaint(path)
+    marker = tmp_path / "ran"
+    (path / "unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"a": Malicious(marker)}, path / "unet/diffusion_pytorch_model.bin")
+    assert "holds more than tensors" in complaint(path) and not marker.exists()
+    torch.save({"conv_in.weight": torch.zeros(8, 1, 3, 3)}, path / "unet/diffusion_pytorch_model.bin")
+    assert "lacks" in complaint(path) and "conv_in.bias" in complaint(path)
