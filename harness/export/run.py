@@ -53,7 +53,9 @@ def export_run(run: Path, to: str, out: Path | None = None, share: float = 1.0, 
         from harness.export.to_timm import write_timm
 
         return Exported(place, write_timm(place, method, _tap(method, tap), write, _about(record, share)))
-    return Exported(place, write(method, place))
+    from harness.export.to_diffusers import write_diffusers
+
+    return Exported(place, write_diffusers(place, method, write))
 
 
 def restored(folder: RunFolder, record: RunRecord, share: float) -> Method:

@@ -174,6 +174,12 @@ def _described(folder: Path, file: str) -> dict[str, Any]:
 
 def _unet_folder(root: Path) -> Path:
     """The U-Net's own folder in a pipeline's, or `root` itself."""
+    if (root / "pipeline.py").is_file():
+        raise HarnessError(
+            f"{root} is a pipeline with code of its own, which is not run",
+            f"an unconditional {KIND} on pixels",
+            "for a run of ours: harness export --to safetensors writes what eval reads again",
+        )
     folder = root / "unet" if (root / "unet").is_dir() else root
     found = _described(folder, "config.json").get("_class_name")
     conditional = [n for n in ("text_encoder", "vae", "vqvae", "transformer") if (root / n).is_dir()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from harness import checkpoint, store
 from harness.config import plain
 from harness.errors import HarnessError
+from harness.export.pipeline import HarnessPipeline
 from harness.export.run import export_run, restored
 from harness.method import DataSpec, Method, Tap
 from harness.plugins import load_method
@@ -158,6 +160,69 @@ def test_a_fold_that_is_wrong_leaves_nothing(runs, tmp_path, monkeypatch):
     with pytest.raises(HarnessError, match="timm's output differs from the method's"):
         export_run(runs / "umd", "timm", tmp_path / "vit")
     assert list(tmp_path.iterdir()) == []
+
+
+# -- diffusers ------------------------------------------------------------------------------------------------------
+
+DIT = [
+    {},
+    {"classes": 5},
+    {"sampler": "ddim"},
+    {"learn_sigma": False},
+    {"schedule": "cosine"},
+]
+
+
+def piped(method: Method, runs: Path, place: Path, monkeypatch) -> HarnessPipeline:
+    """The method as diffusers reads it back from what `export` wrote."""
+    monkeypatch.setattr("harness.export.run.restored", lambda *_: method)
+    done = export_run(runs / type(method).__name__.lower(), "diffusers", place)
+    assert "from_pretrained" in done.lines[0] and float(done.lines[2].split()[-2]) < 1e-5
+    pipe = HarnessPipeline.from_pretrained(place)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def made(name: str, **changes) -> Method:
+    """A moved network of that method for digits."""
+    kind = load_method(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = kind.create(dataclasses.replace(kind.recipe("nano", SPEC), **changes), SPEC)
+    move(method)
+    return method.requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("changes", DIT, ids=str)
+def test_diffusers_draws_what_dit_draws_from_the_same_noise(runs, tmp_path, monkeypatch, changes):
+    import diffusers.schedulers.scheduling_ddpm as ddpm
+
+    method = made("dit", **changes)
+    pipe = piped(method, runs, tmp_path / "pipe", monkeypatch)
+    start, labels = Rng(3).normal("start", (2, 1, 8, 8)), torch.tensor([1, 4]) if "classes" in changes else None
+    grain = [Rng(4).normal(i, start.shape) for i in range(5)]
+    ours = method.denoised(start, lambda i: grain[i], labels, 5).clamp(-1, 1)
+    left = iter(grain)
+    monkeypatch.setattr(ddpm, "randn_tensor", lambda *_, **__: next(left))
+    theirs = pipe(latents=start, num_inference_steps=5, class_labels=labels, output_type="pt").images
+    assert ours.std() > 0.1
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_a_user_loads_the_pipeline_as_it_is_told(runs, tmp_path, monkeypatch):
+    import diffusers
+    import diffusers.utils.dynamic_modules_utils as dynamic
+
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    done = export_run(runs / "dit", "diffusers", tmp_path / "pipe")
+    pipe = eval(done.lines[0], {"diffusers": diffusers})
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=2).images
+    assert [image.size for image in images] == [(8, 8), (8, 8)]
+    assert (tmp_path / "pipe/pipeline.py").read_text() in [p.read_text() for p in tmp_path.rglob("pipeline.py")][1:]
+    with pytest.raises(ValueError, match="5000 steps"):
+        pipe(num_inference_steps=5000)
 
 
 @pytest.mark.parametrize(

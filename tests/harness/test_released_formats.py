@@ -250,6 +250,9 @@ def test_what_is_no_plain_pipeline_is_refused(tmp_path, harness):
     config = json.loads((path / "scheduler/scheduler_config.json").read_text())
     (path / "scheduler/scheduler_config.json").write_text(json.dumps(config | {"_class_name": "os.system"}))
     assert "the scheduler 'os.system'" in complaint(path)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/pipeline.py").touch()
+    assert "with code of its own" in complaint(tmp_path / "ours")
     marker = tmp_path / "ran"
     (path / "unet/diffusion_pytorch_model.safetensors").unlink()
     torch.save({"a": Malicious(marker)}, path / "unet/diffusion_pytorch_model.bin")
