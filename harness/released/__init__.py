@@ -9,8 +9,8 @@ A method with released weights has `methods/<name>/weights.py`, which gives the 
     complete(method, batches, rng)      estimates, from training images and without a gradient, what drawing needs and
                                         no file holds
 
-of which all but the first may be left out. What is no method of ours is wrapped here, in `timm_model.py` and
-`diffusers_model.py`.
+of which all but the first may be left out. What is no method of ours is wrapped here, in `timm_model.py`,
+`diffusers_model.py` and `adm_model.py`.
 """
 
 from __future__ import annotations

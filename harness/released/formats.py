@@ -1,7 +1,7 @@
 """The formats that weights come in, and the way from each to a method that evals can read.
 
-A method's own module maps its official tensors (see the package's docstring); our own files, timm and diffusers are
-read here.
+A method's own module maps its official tensors (see the package's docstring); our own files, timm, diffusers and ADM
+are read here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from harness.method import Method
     from harness.released.files import Chosen
 
-WRAPPED = ("timm", "diffusers")  # formats that are no method of ours; also prefixes of names on a hub
+HUBS = ("timm", "diffusers")  # formats that may come from a hub, as FORMAT:NAME
+WRAPPED = (*HUBS, "adm")  # formats that are no method of ours
 OWN = "harness"  # of files that `harness export --to safetensors` writes
 LISTED = 40  # names in an error; the record of an allowed run has all of them
 
@@ -109,7 +110,7 @@ def _format(asked: Asked) -> str:
 
     prefix = asked.checkpoint.partition(":")[0]
     metadata = metadata_of(Path(asked.checkpoint))
-    told = prefix if prefix in WRAPPED else next((name for name in (OWN, "timm") if name in metadata), None)
+    told = prefix if prefix in HUBS else next((name for name in (OWN, "timm") if name in metadata), None)
     format = asked.format or told
     if format is None:
         raise HarnessError(
@@ -117,7 +118,7 @@ def _format(asked: Asked) -> str:
         )
     if format not in known():
         raise unknown("format", format, known(), "methods/NAME/weights.py adds one")
-    if prefix in WRAPPED and format != prefix:
+    if prefix in HUBS and format != prefix:
         raise HarnessError(f"--format {format} for {asked.checkpoint}", f"--format {prefix}, or none")
     return format
 

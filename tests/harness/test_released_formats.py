@@ -15,6 +15,7 @@ from harness.released.fitted import FittedDrawing
 from harness.released.formats import Asked, load
 from harness.rng import Rng
 from harness.store import Study
+from tests.backbones import adm_twin
 from tests.harness.released import QUICK, Malicious
 from tests.methods import masked
 from tests.methods.test_dit_reference import official as dit_official
@@ -91,6 +92,45 @@ def test_an_official_dit_names_what_it_saw(tmp_path, saved):
 
 def _dit(folder: Path) -> dict:
     return {"dit": {"vae": str(vae(folder / "vae"))}}
+
+
+# -- ADM ------------------------------------------------------------------------------------------------------------
+
+
+def adm() -> dict[str, torch.Tensor]:
+    """The golden twin's state dict in guided-diffusion's names, three levels for 32 px."""
+    net = adm_twin.TWIN
+    shapes = adm_twin.official(net.width, (1, 1, 2), net.blocks, (2,))
+    return {k: Rng(0).normal(k, v) * 0.05 + (len(v) == 1 and k.endswith("weight")) for k, v in shapes.items()}
+
+
+def test_an_adm_is_read_at_its_blocks_and_draws(saved):
+    path = saved(adm(), "adm.pt")
+    found = load(Asked(str(path), "adm", settings={"adm": {"head": 32}}))
+    method = found.method
+    assert method.data == DataSpec("released", 3, 32, 0) and found.draws and not found.missing
+    images = Rng(1).uniform("images", (2, 3, 32, 32)) * 2 - 1
+    usual, clean = method.taps()[0], Tap(method.taps()[0].layer, None)
+    noised, plain_ = method.features(images, [usual, clean], Rng(0))
+    noise = Rng(0).at("tap", usual.noise).normal("noise", images.shape)
+    level = torch.full((2,), usual.noise)
+    block = int(usual.layer.removeprefix("block"))
+    with torch.no_grad():
+        wanted = method.network.read(method.diffusion.noised(images, level, noise), level, [block])[block]
+    torch.testing.assert_close(noised, wanted.mean(dim=(2, 3)))
+    assert noised.shape == plain_.shape and not torch.allclose(noised, plain_)
+    fitted = FittedDrawing(method, DataSpec("digits", channels=1, size=8, classes=10))
+    samples = fitted.sample(2, Rng(0), steps=2)
+    assert samples.shape == (2, 1, 8, 8) and samples.std() > 0.05
+
+
+def test_what_is_no_unconditional_adm_is_refused(saved):
+    state = adm()
+    with pytest.raises(HarnessError, match="an ADM with labels"):
+        load(Asked(str(saved(state | {"label_emb.weight": torch.zeros(10, 128)})), "adm"))
+    with pytest.raises(HarnessError, match=r"lacks 2 tensor\(s\) of the method: network.unet.conv_in.bias, "):
+        lacking = {k: v for k, v in state.items() if k not in ("input_blocks.0.0.bias", "out.0.bias")}
+        load(Asked(str(saved(lacking)), "adm", settings={"adm": {"head": 32}}))
 
 
 # -- timm -----------------------------------------------------------------------------------------------------------
