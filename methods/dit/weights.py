@@ -35,6 +35,28 @@ def from_official(state: Mapping[str, Tensor]) -> Official:
 
     HarnessError where the tensors are no DiT's, or fit no size that the paper's convention knows.
     """
+    config, channels, side = _measures(state)
+    c, latent = config, channels == LATENT
+    notes = [f"{c.trunk.heads} heads by convention for width {c.trunk.width}"]
+    mapped = {_ours(name): (name, value) for name, value in state.items()}
+    convolution = state["x_embedder.proj.weight"]
+    mapped["embed.weight"] = "x_embedder.proj.weight", convolution.permute(0, 2, 3, 1).flatten(1)
+    if is_fixed(state["pos_embed"], sincos_2d(c.trunk.width, side // c.patch)):
+        del mapped["pos_embed"]
+    else:
+        notes.append("pos_embed is not the fixed sin-cos code; the network keeps its own")
+    if latent:
+        notes.append(f"on latents of Stable Diffusion's VAE, to be had as {VAE} or from a folder (dit.vae)")
+    if c.classes:
+        notes.append("trained with labels; features are read without one")
+    out = channels * (2 if c.learn_sigma else 1)
+    settled = settle(lambda: DitVit(side, channels, out, c.patch, *c.trunk, classes=c.classes), "network.", mapped)
+    colours, size = (3, 8 * side) if latent else (channels, side)
+    return Official(c, colours, size, c.classes, *settled, notes)
+
+
+def _measures(state: Mapping[str, Tensor]) -> tuple[Config, int, int]:
+    """The config, and channels and side of what the network sees."""
     width, channels, patch, _ = shape_of(state, "x_embedder.proj.weight", 4, "DiT")
     numbers, _ = shape_of(state, "final_layer.linear.weight", 2, "DiT")
     tokens = shape_of(state, "pos_embed", 3, "DiT")[1]
@@ -43,33 +65,16 @@ def from_official(state: Mapping[str, Tensor]) -> Official:
         raise HarnessError(
             f"a head of {out} channels over {channels}", f"{channels}, or {2 * channels} with the variance"
         )
-    across, heads = square(tokens, "tokens"), heads_of(width)
-    depth = layers_in(state, "blocks.")
-    latent, side = channels == LATENT, across * patch
-    if not latent and channels not in (1, 3):
+    if channels not in (1, 3, LATENT):
         raise HarnessError(f"a DiT on {channels} channels", "1 or 3 of pixels, or 4 of Stable Diffusion's latents")
     config = Config(
-        vae=VAE if latent else "none",
+        vae=VAE if channels == LATENT else "none",
         patch=patch,
-        trunk=Trunk(width, depth, heads),
+        trunk=Trunk(width, layers_in(state, "blocks."), heads_of(width)),
         classes=classes,
         learn_sigma=out == 2 * channels,
     )
-    notes = [f"{heads} heads by convention for width {width}"]
-    mapped = {_ours(name): (name, value) for name, value in state.items()}
-    convolution = state["x_embedder.proj.weight"]
-    mapped["embed.weight"] = "x_embedder.proj.weight", convolution.permute(0, 2, 3, 1).reshape(width, -1)
-    if is_fixed(state["pos_embed"], sincos_2d(width, across)):
-        del mapped["pos_embed"]
-    else:
-        notes.append("pos_embed is not the fixed sin-cos code; the network keeps its own")
-    if latent:
-        notes.append(f"on latents of Stable Diffusion's VAE, to be had as {VAE} or from a folder (dit.vae)")
-    if classes:
-        notes.append("trained with labels; features are read without one")
-    settled = settle(lambda: DitVit(side, channels, out, patch, *config.trunk, classes=classes), "network.", mapped)
-    colours, size = (3, 8 * side) if latent else (channels, side)
-    return Official(config, colours, size, classes, *settled, notes)
+    return config, channels, patch * square(tokens, "tokens")
 
 
 def _ours(name: str) -> str:

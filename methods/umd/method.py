@@ -9,7 +9,7 @@ departs from it is in card.toml.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -228,19 +228,29 @@ class Umd(Method):
         if labels is not None and not self.config.classes:
             raise HarnessError("labels given to a UMD that was built without any", "no labels, or umd.classes above 0")
         shape = (n, self.data.channels, self.data.size, self.data.size)
+        start = rng.normal("start", shape)
+        return self.denoised(start, lambda step: rng.at("step", step).normal("noise", shape), labels, steps, guidance)
+
+    @torch.no_grad()
+    def denoised(
+        self,
+        x: Tensor,
+        noise: Callable[[int], Tensor],
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Noise `x` [n, C, H, W] taken down to a clean image; `noise(i)` is the fresh noise of step i."""
         scale = self.config.guidance if guidance is None else guidance
 
         def denoise(x: Tensor, k: int) -> Tensor:
-            time = torch.full((n,), k + 1, device=x.device)
+            time = torch.full((len(x),), k + 1, device=x.device)
             if labels is None or scale == 1:
                 return self.network(x, time, labels).eps
             return self.network.guided(x, time, labels, scale).eps
 
-        def noise(step: int) -> Tensor:
-            return rng.at("step", step).normal("noise", shape)
-
         levels = self.diffusion.grid(self.config.sample_steps if steps is None else steps)
-        return self.diffusion.ddim(denoise, rng.normal("start", shape), levels, noise, self.config.sample_eta)
+        return self.diffusion.ddim(denoise, x, levels, noise, self.config.sample_eta)
 
 
 def masked_mean(x: Tensor, where: Tensor | None) -> Tensor:
