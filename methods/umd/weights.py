@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.released import Official
 from methods.umd.method import Config
 
+RECIPE = "UMD: 800 epochs of ImageNet-1k at batch 1024, drawing after 50 more with labels; hours not stated"
 WHAT = "UMD: Flax parameters, their paths joined by '/'"
 TREES = ("params/", "ema_params/")  # of a training state, of which one at a time can be read
 
