@@ -146,6 +146,7 @@ def _record(loaded: Loaded, method: Fitted, data: Dataset, size: str, borrowed: 
         environment=machine.environment("bf16" if machine.device().type == "cuda" else "fp32", compiled=False),
         notes=[_note(loaded, size, cost), *(["; ".join(said)] if said else [])],
         released=origin,
+        saw_labels=loaded.classes > 1 or method.inner.sees_labels,  # a table of one class says nothing of an image
     )
 
 

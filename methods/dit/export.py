@@ -42,7 +42,7 @@ def to_diffusers(method: Dit) -> Pipeline:
     c, net = method.config, method.network
     if method.vae is not None:
         raise HarnessError("a DiT on the latents of a VAE", "one on pixels", "--to safetensors")
-    classes = c.classes or 1  # without labels a table of zeros stands where diffusers wants one
+    classes = net.classes or 1  # without labels a table of zeros stands where diffusers wants one
     network = diffusers.DiTTransformer2DModel(
         num_attention_heads=c.trunk.heads,
         attention_head_dim=c.trunk.width // c.trunk.heads,

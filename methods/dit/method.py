@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.diffusion import Diffusion, T
 from backbones.dit_vit import DitVit
@@ -180,8 +180,17 @@ class Dit(OnLatents):
     # -- draw ---------------------------------------------------------------------------------------------------------
 
     def labelled(self) -> Dit:
-        """This DiT with a label table, for a training with labels by the same recipe."""
-        return inherit(type(self)(replace(self.config, labels=True), self.data), self)
+        """This DiT with a label table, for a training with labels by the same recipe.
+
+        A fresh table has "no label" at zero, so that without a label it is the old network, and labels at the scale of
+        the width: from the paper's 0.02, made for long trainings, they take some hundred steps more to count.
+        """
+        new = inherit(type(self)(replace(self.config, labels=True), self.data), self)
+        if not self.classes:
+            table = new.network.label_table.weight
+            nn.init.normal_(table, std=table.shape[1] ** -0.5)
+            nn.init.zeros_(table[-1])
+        return new
 
     @torch.no_grad()
     def sample(

@@ -12,10 +12,14 @@ import torch
 from harness import store
 from harness.config import parse_words
 from harness.data.batches import Batches
+from harness.data.dataset import load
 from harness.display import Plain
 from harness.method import Augment, Batch, Loss
 from harness.pretrain_run import pretrain_run
 from harness.records import RunRecord
+from harness.released.evaluate import _record
+from harness.released.fitted import Fitted
+from harness.released.formats import Loaded
 from harness.report import anytime
 from harness.report.layout import footnotes
 from harness.report.lines import SAW_LABELS
@@ -27,6 +31,7 @@ from harness.study import build
 from tests.harness.made_study import cells, made_eval, made_run, table
 from tests.harness.runs import snapshots
 from tests.toys import Toy, ToyLatent, ToyPart, toy_part
+from tests.toys import build as make
 
 
 class Notes(Toy):
@@ -150,3 +155,12 @@ def test_the_runs_record_says_what_pre_training_saw(tmp_path: Path, labels: bool
     record = pretrain_run(job, folder, None, Plain(), Stopper())
     assert record.saw_labels is labels and record.state == "finished"
     assert store.read_as(RunRecord, folder.record) == record
+
+
+@pytest.mark.parametrize(("classes", "saw"), [(0, False), (1, False), (1000, True)])
+def test_released_weights_with_a_label_table_saw_labels(classes: int, saw: bool) -> None:
+    """One class says nothing of an image."""
+    method = make().eval()
+    loaded = Loaded(method, "dit", True, "dit.pt", "0" * 64, "dit", classes=classes)
+    data = load("digits")
+    assert _record(loaded, Fitted(method, data.spec), data, "nano", None).saw_labels is saw

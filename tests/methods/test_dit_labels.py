@@ -109,6 +109,11 @@ def test_with_labels_it_starts_from_the_weights_it_has(images):
     assert set(state) - set(old.state_dict()) == {"network.label_table.weight"}
     assert all(torch.equal(state[name], value) for name, value in old.state_dict().items())
     assert all(p.requires_grad for p in new.parameters())
+    k = torch.arange(8) * 100
+    torch.testing.assert_close(new.network(images, k), old.network(images, k))  # no label is what it was
+    assert not torch.allclose(new.network(images, k, torch.arange(8)), old.network(images, k), atol=1e-3)
+    again, seen = shaken(labels=True).labelled(), shaken(labels=True)
+    assert torch.equal(again.network.label_table.weight, seen.network.label_table.weight), "one that it had is kept"
     assert new.optim(8) == old.optim(8) and new.augment() == old.augment()
 
 
@@ -126,3 +131,13 @@ def test_labels_steer_samples_where_there_are_any():
     guided = dit(classes=10, guidance=2.0).eval()
     guided.load_state_dict(method.state_dict())
     assert not torch.equal(guided.sample(2, Rng(0), labels=torch.tensor([1, 1]), steps=3), one)
+
+
+def test_a_labelled_dit_goes_out_with_its_whole_table():
+    from methods.dit.export import to_diffusers
+
+    method = shaken(labels=True)
+    out = to_diffusers(method)
+    assert out.settings["null_label"] == 10
+    theirs = out.network.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.weight
+    assert torch.equal(theirs, method.network.label_table.weight)
