@@ -7,6 +7,7 @@ are read here.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,17 +102,17 @@ def load(asked: Asked) -> Loaded:
 def section(asked: Asked) -> str:
     """The name whose settings (`NAME.KEY=VALUE`) reach the network."""
     format = _format(asked)
+    if format == OWN:
+        from harness.released import own
+
+        return own.method_of(Path(asked.checkpoint))
     return of_methods()[format][0].name if format in of_methods() else format
 
 
 def _format(asked: Asked) -> str:
     """The format asked for, or the one that the file or its name tells."""
-    from harness.released.files import metadata_of
-
     prefix = asked.checkpoint.partition(":")[0]
-    metadata = metadata_of(Path(asked.checkpoint))
-    told = prefix if prefix in HUBS else next((name for name in (OWN, "timm") if name in metadata), None)
-    format = asked.format or told
+    format = asked.format or (prefix if prefix in HUBS else _told(Path(asked.checkpoint)))
     if format is None:
         raise HarnessError(
             f"{asked.checkpoint} does not say what it holds", f"--format {'|'.join(known())}", "--format mae, say"
@@ -121,6 +122,23 @@ def _format(asked: Asked) -> str:
     if prefix in HUBS and format != prefix:
         raise HarnessError(f"--format {format} for {asked.checkpoint}", f"--format {prefix}, or none")
     return format
+
+
+def _told(path: Path) -> str | None:
+    """What a file or a folder says of itself: our own header, timm's config, a pipeline's."""
+    from harness.released.files import metadata_of
+
+    if OWN in metadata_of(path):
+        return OWN
+    if (path / "model_index.json").is_file():
+        return "diffusers"
+    try:
+        words = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return next(
+        (format for key, format in (("architecture", "timm"), ("_class_name", "diffusers")) if key in words), None
+    )
 
 
 # -- official state dicts ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def load(path: Path, settings: dict[str, dict[str, Any]]) -> Loaded:
     from harness.evaluation import can
 
     weights = files.read(path)
-    head = _head(weights)
+    head = _head(weights.metadata, weights.name)
     name = head["method"]
     kind = load_method(name)
     config = override(override(kind.Config(), head["config"], name), settings.get(name, {}), name)
@@ -60,15 +61,20 @@ def load(path: Path, settings: dict[str, dict[str, Any]]) -> Loaded:
     )
 
 
-def _head(weights: files.Weights) -> dict[str, Any]:
-    text = weights.metadata.get(OWN)
+def method_of(path: Path) -> str:
+    """The method of an exported file, by its header alone."""
+    return _head(files.metadata_of(path), path.name)["method"]
+
+
+def _head(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
+    text = metadata.get(OWN)
     if text is None:
         raise HarnessError(
-            f"{weights.name} was not written by harness export", "its header", "another --format, or harness export RUN"
+            f"{file} was not written by harness export", "its header", "another --format, or harness export RUN"
         )
     head = json.loads(text)
     if head.get("layout") != LAYOUT:
-        raise HarnessError(f"{weights.name} has the layout {head.get('layout')}", f"layout {LAYOUT}", "a newer harness")
+        raise HarnessError(f"{file} has the layout {head.get('layout')}", f"layout {LAYOUT}", "a newer harness")
     return head
 
 

@@ -80,6 +80,18 @@ def test_our_own_file_is_the_method_again(runs, tmp_path, harness, name):
     assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
 
 
+def test_settings_reach_the_method_of_an_exported_file(runs, tmp_path, harness):
+    export_run(runs / "mae", "safetensors", tmp_path / "x.safetensors")
+    words = ["--checkpoint", tmp_path / "x.safetensors", "--evals", "knn", "--name", "s", "--out", tmp_path]
+    assert harness("eval", *words, "mae.rounds=3")[0] == 0
+    (run,) = Study(tmp_path / "s").runs()
+    assert run.config["rounds"] == 3
+    status, _, err = harness("eval", *words, "mae.ruonds=3")
+    assert status == 2 and "mae.rounds" in err
+    status, _, err = harness("eval", *words, "mae.patch=4")
+    assert status == 2 and "does not fit its own config" in err
+
+
 def test_an_exported_run_evaluates_to_the_very_same_numbers(tmp_path, harness):
     words = ["--evals", "knn", "--name", "before", "--out", tmp_path]
     run = ["--methods", "mae", "--budget", "4step", "train.batch_size=16", "train.snapshots=[0.5]"]

@@ -186,7 +186,7 @@ def test_a_folder_as_timm_saves_it_is_evaluated_under_its_name(tmp_path, harness
     from timm.models import save_for_hf
 
     save_for_hf(timm_vit(), tmp_path / "my-vit", safe_serialization=True)
-    words = ["--format", "timm", "--evals", "knn", "--name", "s", "--out", tmp_path, "--borrowed", "a week on a farm"]
+    words = ["--evals", "knn", "--name", "s", "--out", tmp_path, "--borrowed", "a week on a farm"]
     status, out, _ = harness("eval", "--checkpoint", tmp_path / "my-vit", *words)
     assert status == 0 and "timm, released weights my-vit" in out and "a week on a farm" in " ".join(out.split())
     (run,) = Study(tmp_path / "s").runs()
@@ -269,7 +269,7 @@ def test_decoder_levels_are_read_at_their_noise(tmp_path):
 
 def test_a_diffusers_folder_through_the_evals(tmp_path, harness):
     path = pipeline(tmp_path / "my-pipe")
-    words = ["--format", "diffusers", *QUICK, "diffusers.steps=3", "--name", "s", "--out", tmp_path]
+    words = [*QUICK, "diffusers.steps=3", "--name", "s", "--out", tmp_path]
     status, out, _ = harness("eval", "--checkpoint", path, *words)
     assert status == 0 and "diffusers, released weights my-pipe" in out
     (run,) = Study(tmp_path / "s").runs()
