@@ -26,7 +26,7 @@ from harness.method import INTERFACE
 from harness.plugins import load_eval
 from harness.records import Borrowed, Cell, Cost, Released, RunRecord, StudyRecord
 from harness.released import formats
-from harness.released.fitted import Fitted, FittedDrawing
+from harness.released.fitted import Fitted, FittedDrawing, FittedLabelled
 from harness.released.formats import Asked, Loaded
 from harness.resolve import eval_config
 from harness.rng import Rng
@@ -58,7 +58,9 @@ def evaluate_released(
 def _fitted(loaded: Loaded, data: Dataset) -> Fitted:
     if not loaded.draws:
         return Fitted(loaded.method, data.spec)
-    return FittedDrawing(loaded.method, data.spec, loaded.complete, data.fit.images)
+    learns = can(loaded.method, "labelled") and not loaded.method.sees_labels
+    kind = FittedLabelled if learns else FittedDrawing
+    return kind(loaded.method, data.spec, loaded.complete, data.fit.images)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ Shapes: B images, C channels, S the data set's side, N the network's side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from harness.data.pixels import to_float
 from harness.errors import HarnessError
-from harness.method import DataSpec, Method, Tap, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
 from harness.rng import Rng
 
 UPDATES, BATCH = 128, 16  # batches of training images, and images in each, for what drawing needs beside the file
@@ -90,14 +92,14 @@ class FittedDrawing(Fitted):
         self._complete = None
 
     @torch.no_grad()
-    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None, **how: Any) -> Tensor:
         self._completed()
         counts = [min(self.slice, n - start) for start in range(0, n, self.slice)]
         if len(counts) == 1:
-            return self._for_data(self.inner.sample(n, rng, labels, steps))
+            return self._for_data(self.inner.sample(n, rng, labels, steps, **how))
         parts = [None] * len(counts) if labels is None else labels.split(self.slice)
         drawn = [
-            self._for_data(self.inner.sample(count, rng.at("slice", i), part, steps))
+            self._for_data(self.inner.sample(count, rng.at("slice", i), part, steps, **how))
             for i, (count, part) in enumerate(zip(counts, parts, strict=True))
         ]
         return torch.cat(drawn)
@@ -112,6 +114,36 @@ class FittedDrawing(Fitted):
         sized = [] if mine == own else [f"samples of {own} px are resized to {mine} px"]
         grey = self.inner.data.channels > self.data.channels
         return super().remarks() + sized + (["samples are made grey by the mean of their channels"] if grey else [])
+
+
+class FittedLabelled(FittedDrawing):
+    """And what a labelled generative training makes of it, on the data set's images and labels."""
+
+    def labelled(self) -> Method:
+        self.inner.data = replace(self.inner.data, classes=self.data.classes)
+        return _Learning(self.inner.labelled(), self.data)
+
+
+class _Learning(FittedDrawing):
+    """The network in that training: its own objective, on images resized for it."""
+
+    sees_labels = True
+
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        images = None if batch.images is None else self._for_network(batch.images)
+        return self.inner.pretrain(batch._replace(images=images), progress, rng)
+
+    def cached(self, images: Tensor) -> Tensor | None:
+        return self.inner.cached(self._for_network(images))
+
+    def optim(self, batch_size: int) -> Optim:
+        return self.inner.optim(batch_size)
+
+    def augment(self) -> Augment:
+        return self.inner.augment()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups()
 
 
 def resized(images: Tensor, side: int) -> Tensor:

@@ -48,7 +48,7 @@ def from_official(state: Mapping[str, Tensor]) -> Official:
     if latent:
         notes.append(f"on latents of Stable Diffusion's VAE, to be had as {VAE} or from a folder (dit.vae)")
     if c.classes:
-        notes.append("trained with labels; features are read without one")
+        notes.append("trained with labels; features are read without one, samples are of classes drawn evenly")
     out = channels * (2 if c.learn_sigma else 1)
     settled = settle(lambda: DitVit(side, channels, out, c.patch, *c.trunk, classes=c.classes), "network.", mapped)
     colours, size = (3, 8 * side) if latent else (channels, side)
@@ -72,6 +72,7 @@ def _measures(state: Mapping[str, Tensor]) -> tuple[Config, int, int]:
         patch=patch,
         trunk=Trunk(width, layers_in(state, "blocks."), heads_of(width)),
         classes=classes,
+        labels=classes > 0,
         learn_sigma=out == 2 * channels,
     )
     return config, channels, patch * square(tokens, "tokens")

@@ -179,6 +179,7 @@ def test_a_fold_that_is_wrong_leaves_nothing(runs, tmp_path, monkeypatch):
 DIT = [
     {},
     {"classes": 5},
+    {"labels": True},
     {"sampler": "ddim"},
     {"learn_sigma": False},
     {"schedule": "cosine"},
@@ -211,7 +212,7 @@ def test_diffusers_draws_what_dit_draws_from_the_same_noise(runs, tmp_path, monk
 
     method = made("dit", **changes)
     pipe = piped(method, runs, tmp_path / "pipe", monkeypatch)
-    start, labels = Rng(3).normal("start", (2, 1, 8, 8)), torch.tensor([1, 4]) if "classes" in changes else None
+    start, labels = Rng(3).normal("start", (2, 1, 8, 8)), torch.tensor([1, 4]) if method.classes else None
     grain = [Rng(4).normal(i, start.shape) for i in range(5)]
     ours = method.denoised(start, lambda i: grain[i], labels, 5).clamp(-1, 1)
     left = iter(grain)

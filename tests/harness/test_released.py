@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.method import DataSpec
+from harness.evaluation import can
+from harness.method import Batch, DataSpec
+from harness.plugins import load_method
 from harness.records import EvalRecord
 from harness.released import files
-from harness.released.fitted import Fitted, FittedDrawing
+from harness.released.fitted import Fitted, FittedDrawing, FittedLabelled
 from harness.report.tables import of_study
 from harness.rng import Rng
 from harness.store import Study
@@ -145,6 +147,19 @@ def test_slices_of_a_large_batch_are_whole_and_in_order(monkeypatch):
     )
     samples = fitted.sample(5, Rng(0))
     assert samples.shape == (5, 1, 4, 4) and len(samples.unique(dim=0)) == 5, "a slice repeated another's samples"
+
+
+def test_a_labelled_training_of_released_weights_is_on_the_datas_own_labels():
+    kind = load_method("umd")
+    inner = kind.create(kind.recipe("nano", DataSpec("released", 1, 8, 0)), DataSpec("released", 1, 8, 0))
+    data = DataSpec("larger", channels=1, size=12, classes=3)
+    method = FittedLabelled(inner, data).labelled()
+    assert method.sees_labels and can(method, "sample")
+    batch = Batch(Rng(0).uniform("images", (4, 1, 12, 12)) * 2 - 1, labels=torch.tensor([0, 1, 2, 2]))
+    method.train().pretrain(batch, 0.5, Rng(0)).total.backward()
+    learned = [p for group in method.param_groups() for p in group["params"] if p.grad is not None]
+    assert any(p.grad.any() for p in learned) and method.optim(4) == method.inner.optim(4)
+    assert method.eval().sample(2, Rng(0), torch.tensor([0, 2]), 2, guidance=1.5).shape == (2, 1, 12, 12)
 
 
 def test_colour_images_do_not_fit_a_grey_network():

@@ -156,7 +156,7 @@ def test_official_weights_give_the_references_output():
     """Width 96 has 3 heads by convention; the numbers are the official model's with the same state dict."""
     mapped = from_official(official(width=96))
     assert mapped.config == Config(
-        vae="stabilityai/sd-vae-ft-mse", patch=2, trunk=Trunk(96, 2, 3), classes=10, learn_sigma=True
+        vae="stabilityai/sd-vae-ft-mse", patch=2, trunk=Trunk(96, 2, 3), classes=10, labels=True, learn_sigma=True
     )
     assert (mapped.channels, mapped.image_size, mapped.classes) == (3, 64, 10), "latents of 8 places are 64 px"
     assert not mapped.missing and not mapped.unexpected and "3 heads by convention" in mapped.notes[0]
