@@ -22,8 +22,8 @@ from torch import Tensor
 from harness.errors import HarnessError
 
 # Where training scripts keep a network, the average of its weights first.
-EMA = ("ema", "EMA", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict")
-RAW = ("model", "MODEL", "state_dict", "model_state_dict", "module", "net", "network")
+EMA = ("ema", "EMA", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_params")
+RAW = ("model", "MODEL", "state_dict", "model_state_dict", "module", "net", "network", "params")
 WRAPPERS = ("module.", "_orig_mod.")  # put before every name by data parallel and by torch.compile
 CHOICES = ("ema", "raw")
 
@@ -178,7 +178,7 @@ def choose(weights: Weights, wanted: str | None = None) -> Chosen:
     """
     if wanted not in (None, *CHOICES):
         raise HarnessError(f"--weights {wanted}", f"one of {', '.join(CHOICES)}")
-    content = weights.content
+    content = _trees(weights.content)
     found = {"ema": _entry(content, EMA), "raw": _entry(content, RAW)}
     if found["ema"] is found["raw"] is None and any(isinstance(value, Tensor) for value in content.values()):
         found["raw"] = "", content
@@ -192,6 +192,20 @@ def choose(weights: Weights, wanted: str | None = None) -> Chosen:
     entry, inner = found[kind]
     state = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     return Chosen(_unwrapped(state), entry, kind, sorted(map(str, inner.keys() - state.keys())))
+
+
+def _trees(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Names that are paths, as of a Flax training state, as a table for each tree; anything else as it is."""
+    if not {str(name).partition("/")[0] for name in content} & {"params", "ema_params"}:
+        return content
+    trees: dict[str, Any] = {}
+    for name, value in content.items():
+        tree, slash, rest = str(name).partition("/")
+        if slash:
+            trees.setdefault(tree, {})[rest] = value
+        else:
+            trees[tree] = value
+    return trees
 
 
 def _entry(content: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Mapping[str, Any]] | None:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from tests.backbones import adm_twin
 from tests.harness.released import QUICK, Malicious
 from tests.methods import masked
 from tests.methods.test_dit_reference import official as dit_official
+from tests.methods.test_umd import golden_params
 
 # -- official formats -----------------------------------------------------------------------------------------------
 
@@ -92,6 +94,20 @@ def test_an_official_dit_names_what_it_saw(tmp_path, saved):
 
 def _dit(folder: Path) -> dict:
     return {"dit": {"vae": str(vae(folder / "vae"))}}
+
+
+def test_official_umd_arrays_are_read(tmp_path):
+    """Flax parameters by path, as `numpy.savez` writes them; once the averaged tree of a training state."""
+    arrays = {name: np.asarray(value) for name, value in golden_params().items()}
+    trees = {f"{tree}/{name}": value for tree in ("params", "ema_params") for name, value in arrays.items()}
+    np.savez(tmp_path / "umd.npz", **trees, step=np.array(7))
+    found = load(Asked(str(tmp_path / "umd.npz"), "umd"))
+    assert (found.draws, found.classes, found.missing, found.unexpected) == (True, 10, [], [])
+    assert (found.entry, found.kind) == ("ema_params", "ema")
+    assert found.config["heads"] == 4 and "800 epochs" in found.recipe and found.method.data.size == 16
+    np.savez(tmp_path / "more.npz", **arrays, other=np.zeros(3))
+    with pytest.raises(HarnessError, match=r"1 tensor\(s\) that the method has no place for: other"):
+        load(Asked(str(tmp_path / "more.npz"), "umd"))
 
 
 # -- ADM ------------------------------------------------------------------------------------------------------------
