@@ -60,8 +60,10 @@ class LearnedVariance(nn.Module):
             log_variance - spread - 1 + (spread - log_variance).exp() + (true - mean).square() * (-log_variance).exp()
         )
         nats = divergence.flatten(1).mean(dim=1)
-        # One image in a thousand is at level 0. A CPU is asked which; a GPU would stall, and computes it for all.
-        last = (k == 0).nonzero().squeeze(1) if k.device.type == "cpu" else torch.arange(len(k), device=k.device)
+        # One image in a thousand is at level 0. A CPU is asked which; a GPU would stall, and a tensor that is only
+        # traced has no numbers: there it is computed for all.
+        ask = k.device.type == "cpu" and type(k) is Tensor
+        last = (k == 0).nonzero().squeeze(1) if ask else torch.arange(len(k), device=k.device)
         if len(last):
             missed = -_log_likelihood(x0[last], mean[last], 0.5 * log_variance[last]).flatten(1).mean(dim=1)
             nats = nats.index_copy(0, last, torch.where(k[last] == 0, missed, nats[last]))
