@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
 from harness.errors import HarnessError
 from harness.rng import Rng
+
+if TYPE_CHECKING:
+    from backbones.heads import Measures
 
 # Shapes: B batch, C channels, H height, W width, D feature width, N tokens.
 
@@ -182,6 +185,30 @@ class Method(Objective):
         """
         raise NotImplementedError
 
+    def maps(self) -> list[Tap]:
+        """Where `features` gives maps with `dense`: by default the taps that are no class token; more are allowed."""
+        return [tap for tap in self.taps() if not tap.layer.startswith("cls")]
+
+    def fusion(self) -> list[list[Tap]]:
+        """What a head that fuses layers and noise levels reads: for each level its taps, layers ascending.
+
+        By default the first three layers at the first three levels of `maps()`.
+        """
+        maps = self.maps()
+        levels = sorted(
+            list(dict.fromkeys(tap.noise for tap in maps))[:3], key=lambda noise: -1 if noise is None else noise
+        )
+        layers = sorted(list(dict.fromkeys(tap.layer for tap in maps))[:3], key=_by_number)
+        read = [[tap for layer in layers if (tap := Tap(layer, noise)) in maps] for noise in levels]
+        return [level for level in read if level]
+
+    def feedback_head(self, classes: int, measures: Measures) -> nn.Module | None:
+        """A head, to be trained with labels, that runs the frozen network by itself (DifFeed); None offers none.
+
+        `head(images [B, C, H, W], rng)` gives logits [B, classes]; its parameters are what is trained.
+        """
+        return None
+
     # -- draw ---------------------------------------------------------------------------------------------------
 
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
@@ -209,9 +236,14 @@ def inherit(new: M, old: Method) -> M:
     return new.to(next(old.parameters()).device)
 
 
+def _by_number(layer: str) -> tuple[int, str]:
+    """Sorts layers by the number in their name."""
+    return int("".join(filter(str.isdigit, layer)) or 0), layer
+
+
 def require_taps(method: Method, taps: Iterable[Tap]) -> None:
     """Raise HarnessError when a tap is not one of the method's."""
-    known = method.taps()
+    known = list(dict.fromkeys([*method.taps(), *method.maps()]))
     for tap in taps:
         if tap not in known:
             listing = ", ".join(map(str, known))

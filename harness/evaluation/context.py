@@ -108,6 +108,15 @@ class Context:
         """
         return self._features.of(taps, part, self.part(part).first(limit))
 
+    def maps(
+        self, taps: Sequence[Tap], part: PartName, side: int, limit: int | None = None
+    ) -> Iterator[dict[Tap, Tensor]]:
+        """Chunk by chunk, [B, D, S, S] float16 on the CPU per tap with S at most `side`, in the order of `labels`.
+
+        Not kept: maps of a whole part can be gigabytes.
+        """
+        return self._features.maps(taps, part, self.part(part).first(limit), side)
+
     def train_features(self, tap: Tap) -> tuple[Tensor, Tensor]:
         """Features [n, D] and labels [n] of fit and select together: all of train; less in a cheap context."""
         both = [(self.features([tap], part)[tap], self.labels(part)) for part in ("fit", "select")]

@@ -6,12 +6,13 @@ which taps were asked for together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from harness.errors import HarnessError
 from harness.method import Method, Tap, require_taps
@@ -43,30 +44,56 @@ class Features:
         found = self._chunks.get((tap, part, start))
         return 0 if found is None else len(found)
 
+    def maps(self, taps: Sequence[Tap], part: str, images: Images, side: int) -> Iterator[dict[Tap, Tensor]]:
+        """Chunk by chunk, [B, D, S, S] float16 on the CPU per tap, averaged down to `side` places where S is more.
+
+        Nothing of it is kept; the noise is that of the features.
+        """
+        require_taps(self._method, taps)
+        for start in range(0, images.n, CHUNK):
+            found = self._pass(taps, part, start, images.chunk(start, CHUNK), dense=True)
+            yield {tap: self._halved(tap, part, adaptive_avg_pool2d(m, min(side, m.shape[-1]))) for tap, m in found}
+
     def _extract(self, taps: list[Tap], part: str, start: int, images: Tensor) -> None:
-        """One pass per noise level over `images` [B, C, H, W] in [-1, 1]."""
+        for tap, values in self._pass(taps, part, start, images, dense=False):
+            self._chunks[tap, part, start] = values.cpu()
+
+    def _pass(
+        self, taps: Sequence[Tap], part: str, start: int, images: Tensor, dense: bool
+    ) -> Iterator[tuple[Tap, Tensor]]:
+        """Checked features at each tap, one pass per noise level over `images` [B, C, H, W] in [-1, 1]."""
         rng = self._rng.at("features", part, start)
         for _, group in groupby(sorted(taps, key=_noise), key=_noise):
             together = list(group)
             with torch.no_grad(), self._autocast():
-                found = self._method.features(images, together, rng)
+                found = self._method.features(images, together, rng, dense)
             for tap, values in zip(together, found, strict=True):
-                self._chunks[tap, part, start] = self._checked(tap, part, values, len(images))
+                yield tap, self._checked(tap, part, values, len(images), dense)
 
-    def _checked(self, tap: Tap, part: str, values: Tensor, n: int) -> Tensor:
-        """`values` as [n, D] float32 on the CPU. Raises HarnessError for another shape or a value not finite."""
-        name = type(self._method).__name__
-        if values.ndim != 2 or len(values) != n:
-            raise HarnessError(f"{name}.features gave {list(values.shape)} at tap {tap} for {n} images", f"[{n}, D]")
-        values = values.detach().float().cpu()
+    def _checked(self, tap: Tap, part: str, values: Tensor, n: int, dense: bool) -> Tensor:
+        """`values` as float32 [n, D], or [n, D, S, S]. Raises HarnessError for another shape or a value not finite."""
+        name, wanted = type(self._method).__name__, f"[{n}, D, S, S]" if dense else f"[{n}, D]"
+        if values.ndim != (4 if dense else 2) or len(values) != n or (dense and values.shape[2] != values.shape[3]):
+            raise HarnessError(f"{name}.features gave {list(values.shape)} at tap {tap} for {n} images", wanted)
+        values = values.detach().float()
         if not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).any(dim=1).sum())
+            bad = int((~torch.isfinite(values)).flatten(1).any(dim=1).sum())
             raise HarnessError(
                 f"features of {name} at tap {tap} are not finite for {bad} of {n} images of the {part} part",
                 "finite features; the training may have diverged, or bf16 overflowed",
                 "look at the loss in the run's log.jsonl, or evaluate in fp32",
             )
         return values
+
+    def _halved(self, tap: Tap, part: str, maps: Tensor) -> Tensor:
+        halved = maps.half().cpu()
+        if not torch.isfinite(halved).all():
+            raise HarnessError(
+                f"maps of {type(self._method).__name__} at tap {tap} reach {maps.abs().max():.3g} on the {part} part",
+                f"at most {torch.finfo(torch.half).max:g}, to be kept in half precision",
+                "look at the loss in the run's log.jsonl; a sound network stays far below",
+            )
+        return halved
 
 
 class Images:
@@ -88,6 +115,12 @@ class Images:
     def pixels(self, start: int, size: int) -> Tensor:
         """uint8 [B, C, H, W] from `start`, in order."""
         return self._images[self._order[start : start + size]]
+
+    def pick(self, index: Tensor) -> Tensor:
+        """Those at `index` [B] of the order, as float [B, C, H, W] in [-1, 1] on the device."""
+        from harness.data.pixels import to_float
+
+        return to_float(self._images[self._order[index]].to(self._device))
 
     def chunk(self, start: int, size: int) -> Tensor:
         """The same as float in [-1, 1] on the device."""
