@@ -62,11 +62,20 @@ class Adm(Method):
 
     def taps(self) -> list[Tap]:
         """Any block from the middle on, at four noises or clean; the first four are about the paper's optimum."""
-        middle, last = self.network.middle, self.network.last
-        usual, later = (middle + round(share * self.network.encoder_blocks) for share in (5 / 18, 11 / 18))
+        last = self.network.last
+        middle, usual, later = self._fused()
         first = [(usual, 90), (usual, 150), (later, 90), (middle, 90)]
         every = [(block, noise) for block in range(middle, last + 1) for noise in (*NOISES, None)]
         return [Tap(f"block{block}", noise) for block, noise in dict.fromkeys([*first, *every])]
+
+    def fusion(self) -> list[list[Tap]]:
+        """DifFormer's: three blocks at each of three levels."""
+        return [[Tap(f"block{block}", noise) for block in self._fused()] for noise in NOISES[:3]]
+
+    def _fused(self) -> tuple[int, int, int]:
+        """The paper's blocks 19, 24 and 30 of 37, or what lies there in a smaller network."""
+        middle, levels = self.network.middle, self.network.encoder_blocks
+        return middle, middle + round(5 / 18 * levels), middle + round(11 / 18 * levels)
 
     @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.data.pixels import to_float
 from harness.errors import HarnessError
 from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
 from harness.rng import Rng
+
+if TYPE_CHECKING:
+    from backbones.heads import Measures
 
 UPDATES, BATCH = 128, 16  # batches of training images, and images in each, for what drawing needs beside the file
 PIXELS = 16 * 256**2  # pixels that pass through a network at once: 256 images up to 64 px, 20 at 224 px
@@ -53,6 +56,16 @@ class Fitted(Method):
         ]
         return [torch.cat(of_tap) for of_tap in zip(*found, strict=True)]
 
+    def maps(self) -> list[Tap]:
+        return self.inner.maps()
+
+    def fusion(self) -> list[list[Tap]]:
+        return self.inner.fusion()
+
+    def feedback_head(self, classes: int, measures: Measures) -> nn.Module | None:
+        head = self.inner.feedback_head(classes, measures)
+        return None if head is None else _HeadOnResized(head, self._for_network)
+
     def _for_network(self, images: Tensor) -> Tensor:
         if self.inner.data.channels > images.shape[1]:
             images = images.expand(-1, self.inner.data.channels, -1, -1)
@@ -64,6 +77,17 @@ class Fitted(Method):
         said = f"images of {mine} px are resized to the network's {own} px (bicubic, antialiased)"
         grey = self.inner.data.channels > self.data.channels
         return ([] if mine == own else [said]) + (["grey images are given to a network of colours"] if grey else [])
+
+
+class _HeadOnResized(nn.Module):
+    """A head that runs the network by itself, for images [B, C, S, S] of the data set."""
+
+    def __init__(self, head: nn.Module, resize: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head, self._resize = head, resize
+
+    def forward(self, images: Tensor, rng: Rng) -> Tensor:
+        return self.head(self._resize(images), rng)
 
 
 class FittedDrawing(Fitted):

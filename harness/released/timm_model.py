@@ -54,6 +54,9 @@ class TimmModel(Method):
         """What the model's own head sees, the mean of the last map, and of maps at 3/4 and 1/2 of the depth."""
         return [Tap("pooled"), Tap("mean"), *(Tap(f"stage{depth}") for depth in self._depths)]
 
+    def maps(self) -> list[Tap]:
+        return [tap for tap in self.taps() if tap.layer != "pooled"]
+
     @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)

@@ -162,6 +162,27 @@ def test_a_labelled_training_of_released_weights_is_on_the_datas_own_labels():
     assert method.eval().sample(2, Rng(0), torch.tensor([0, 2]), 2, guidance=1.5).shape == (2, 1, 12, 12)
 
 
+def test_heads_read_the_networks_own_maps_at_its_size():
+    kind, spec = load_method("dit"), DataSpec("released", 1, 8, 0)
+    inner = kind.create(kind.recipe("nano", spec), spec).eval()
+    fitted = Fitted(inner, DataSpec("larger", channels=1, size=12, classes=3))
+    assert fitted.maps() == inner.maps() and fitted.fusion() == inner.fusion()
+    images = Rng(0).uniform("images", (2, 1, 12, 12)) * 2 - 1
+    (maps,) = fitted.features(images, fitted.maps()[:1], Rng(0), dense=True)
+    assert maps.shape == (2, 96, 4, 4) and fitted.feedback_head(3, None) is None
+
+
+def test_a_head_that_runs_the_network_is_given_images_of_its_size(monkeypatch):
+    inner = build().eval()
+    head = torch.nn.Flatten()
+    head.forward = lambda images, rng: images.flatten(1)
+    monkeypatch.setattr(type(inner), "feedback_head", lambda *_: head)
+    fitted = Fitted(inner, DataSpec("large", channels=1, size=12, classes=2))
+    made = fitted.feedback_head(2, None)
+    assert made(torch.zeros(3, 1, 12, 12), Rng(0)).shape == (3, SPEC.size**2)
+    assert list(made.parameters()) == [], "the frozen network is none of the head's parameters"
+
+
 def test_colour_images_do_not_fit_a_grey_network():
     with pytest.raises(HarnessError, match=r"1 channel\(s\), and colours of 3"):
         Fitted(build(), DataSpec("colours", channels=3, size=4, classes=2))

@@ -135,6 +135,7 @@ def test_an_adm_is_read_at_its_blocks_and_draws(saved):
         wanted = method.network.read(method.diffusion.noised(images, level, noise), level, [block])[block]
     torch.testing.assert_close(noised, wanted.mean(dim=(2, 3)))
     assert noised.shape == plain_.shape and not torch.allclose(noised, plain_)
+    assert all(len(level) == 3 and set(level) <= set(method.taps()) for level in method.fusion())
     fitted = FittedDrawing(method, DataSpec("digits", channels=1, size=8, classes=10))
     samples = fitted.sample(2, Rng(0), steps=2)
     assert samples.shape == (2, 1, 8, 8) and samples.std() > 0.05
@@ -175,6 +176,7 @@ def test_a_timm_model_gives_what_timm_gives(saved):
     torch.testing.assert_close(pooled, network.forward_head(last, pre_logits=True))
     torch.testing.assert_close(mean, last[:, 1:].mean(dim=1))
     torch.testing.assert_close(three, network.forward_intermediates(x, indices=[2])[1][0].mean(dim=(2, 3)))
+    assert method.maps() == method.taps()[1:]
     (maps,) = method.features(images, method.taps()[2:3], Rng(0), dense=True)
     assert maps.shape == (3, 24, 2, 2)
     assert found.unexpected == [] and not found.draws
