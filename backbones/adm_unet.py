@@ -35,6 +35,21 @@ RESIDUAL = {
 ATTENTION = {"norm": "group_norm", "qkv": "qkv", "proj_out": "to_out.0"}
 
 
+def adm_like(net: UnetConfig) -> UnetConfig:
+    """`net`, its widths, levels and attention kept, built as ADM is; heads of 64 where its widths allow."""
+    head = HEAD if all(net.width * m % HEAD == 0 for m in net.mults) else 0
+    return replace(
+        net,
+        resample="residual",
+        head=head,
+        groups_out=net.groups,
+        dropout=0.0,
+        modulation="scale_shift",
+        code="adm",
+        read="after",
+    )
+
+
 def config_of(state: Mapping[str, Tensor], head: int = HEAD) -> UnetConfig:
     """The U-Net that an official state dict is of, read off its names and shapes; dropout is left out.
 

@@ -44,6 +44,15 @@ class LearnedVariance(nn.Module):
         for name, values in tables.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.get_default_dtype()), persistent=False)
 
+    def hybrid(
+        self, diffusion: Diffusion, x: Tensor, noised: Tensor, found: Tensor, eps: Tensor, k: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The squared error of the noise and the variational term, each [B], of a network's `found` [B, 2 C, ...]."""
+        eps_hat, v = found.to(eps.dtype).chunk(2, dim=1)
+        signal, spread = _wide(diffusion.signal[k], x), _wide(diffusion.spread[k], x)
+        x0_hat = (noised - spread * eps_hat.detach()) / signal
+        return (eps_hat - eps).square().flatten(1).mean(dim=1), self.loss(x, x0_hat, noised, v, k)
+
     def posterior_mean(self, x0: Tensor, x: Tensor, k: Tensor) -> Tensor:
         """The mean of the step before `x` at levels `k`, when the clean image is `x0`; all [B, ...]."""
         return _wide(self.of_x0[k], x) * x0 + _wide(self.of_x[k], x) * x

@@ -64,10 +64,10 @@ def recipe(size: str) -> Config:
         return Config(
             images=2_000,
             select_images=1_000,
-            epochs=12,
+            epochs=10,
             batch=32,
             feedback_images=1_000,
-            feedback_epochs=4,
+            feedback_epochs=3,
             width=width,
             depth=1,
             heads=4,

@@ -156,6 +156,11 @@ class Dit(OnLatents):
         every = [(block, noise) for block in range(1, depth + 1) for noise in NOISES]
         return [Tap(f"block{block}", noise) for block, noise in dict.fromkeys([*usual, *every])]
 
+    def fusion(self) -> list[list[Tap]]:
+        depth = self.config.trunk.depth
+        blocks = dict.fromkeys(max(1, depth * quarters // 4) for quarters in (2, 3, 4))
+        return [[Tap(f"block{block}", noise) for block in blocks] for noise in (None, 40, 120)]
+
     @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)

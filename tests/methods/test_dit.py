@@ -294,6 +294,11 @@ def test_every_block_and_level_can_be_read_in_one_pass_a_level(images, monkeypat
         method.features(images, [Tap("block9")], Rng(0))
 
 
+def test_fusion_reads_the_later_blocks_at_three_levels():
+    listed = [[str(tap) for tap in level] for level in dit().fusion()]
+    assert listed[0] == ["block2", "block3", "block4"] and [level[0] for level in listed[1:]] == ["block2@40", "block2@120"]
+
+
 def test_fewer_steps_and_labels(images):
     method = dit().eval()
     with pytest.raises(HarnessError, match="labels given to a DiT"):
