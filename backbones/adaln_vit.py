@@ -6,8 +6,9 @@ one SiLU serves all blocks. References: Peebles & Xie 2023 (DiT), section 3.2; c
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container, Iterator
 from functools import partial
+from itertools import islice
 from math import log
 
 import torch
@@ -69,11 +70,20 @@ class AdaLNBlocks(nn.ModuleList):
     def forward(self, x: Tensor, cond: Tensor, look: Container[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """`x` [B, N, D] after the last block, and after each block whose number (from 1) is in `look`."""
         seen = {}
-        for number, block in enumerate(self, start=1):
-            x = block(x, cond)
+        for number, x in self.walk(x, cond):  # noqa: B020 (what goes in comes out)
             if number in look:
                 seen[number] = x
         return x, seen
+
+    def read(self, x: Tensor, cond: Tensor, look: Collection[int]) -> dict[int, Tensor]:
+        """`x` [B, N, D] after each block in `look`; those behind the last of them are not run."""
+        return {number: x for number, x in islice(self.walk(x, cond), max(look)) if number in look}
+
+    def walk(self, x: Tensor, cond: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Every block's number and output, each computed when it is asked for."""
+        for number, block in enumerate(self, start=1):
+            x = block(x, cond)
+            yield number, x
 
 
 def sinusoid(time: Tensor, width: int, dtype: torch.dtype, ends: bool = True, cos_first: bool = False) -> Tensor:

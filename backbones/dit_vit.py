@@ -6,8 +6,6 @@ Shapes: B batch, C channels, S = H = W side, p patch side, N tokens, D width. Re
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,13 +59,13 @@ class DitVit(nn.Module):
             code = code + self.label_table(labels)
         return F.silu(code)
 
-    def trunk(self, x: Tensor, cond: Tensor, look: Container[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
-        """Tokens [B, N, D] after the last block, and after those in `look` (from 1)."""
-        return self.blocks(self.embed(patchify(x, self.patch)) + self.position, cond, look)
+    def tokens(self, x: Tensor) -> Tensor:
+        """[B, N, D]: the patches of `x` with their places, before the first block."""
+        return self.embed(patchify(x, self.patch)) + self.position
 
     def forward(self, x: Tensor, level: Tensor, labels: Tensor | None = None) -> Tensor:
         cond = self.condition(level, labels)
-        tokens, _ = self.trunk(x, cond)
+        tokens, _ = self.blocks(self.tokens(x), cond)
         shift, scale = self.final_modulation(cond).chunk(2, dim=1)
         return unpatchify(self.head(modulate(self.norm(tokens), shift, scale)), self.patch)
 

@@ -176,11 +176,11 @@ class Dit(OnLatents):
         return [tokens.mean(dim=1) for tokens in found]
 
     def _read(self, x: Tensor, noise: int | None, blocks: set[int], rng: Rng) -> dict[int, Tensor]:
-        """Tokens after each of `blocks`, in one pass without a label."""
+        """Tokens after each of `blocks`, in one pass without a label that goes no further than it has to."""
         level = torch.full((len(x),), noise or 0, device=x.device)
         if noise is not None:
             x = self.diffusion.noised(x, level, rng.at("tap", noise).normal("noise", x.shape))
-        return self.network.trunk(x, self.network.condition(level), blocks)[1]
+        return self.network.blocks.read(self.network.tokens(x), self.network.condition(level), blocks)
 
     # -- draw ---------------------------------------------------------------------------------------------------------
 

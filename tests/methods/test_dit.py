@@ -143,7 +143,8 @@ def test_the_reverse_step_equals_the_reference(golden, noised):
 
 
 def test_features_equal_the_reference(golden, noised):
-    tokens = golden.network.trunk(noised, golden.network.condition(K), {1, 2})[1]
+    network = golden.network
+    tokens = network.blocks.read(network.tokens(noised), network.condition(K), {1, 2})
     for block in (1, 2):
         near(tokens[block].mean(dim=1)[0, :3], GOLDEN["features"][f"block{block}"])
     near(tokens[2].mean(dim=1).abs().mean(), GOLDEN["features"]["block2_mean_abs"])
@@ -235,8 +236,8 @@ def test_at_initialisation_the_output_is_zero_and_every_block_the_identity():
     network = DitVit(8, 3, 6, 2, 32, 2, 4)
     x, k = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
     assert not network(x, k).any()
-    tokens, seen = network.trunk(x, network.condition(k), {1})
-    assert torch.equal(tokens, seen[1])
+    seen = network.blocks.read(network.tokens(x), network.condition(k), {1, 2})
+    assert torch.equal(seen[2], seen[1]) and torch.equal(seen[1], network.tokens(x))
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
@@ -284,8 +285,8 @@ def test_the_mean_learns_nothing_from_the_variational_term(images):
 
 def test_every_block_and_level_can_be_read_in_one_pass_a_level(images, monkeypatch):
     method, passes = dit().eval(), []
-    trunk = method.network.trunk
-    monkeypatch.setattr(method.network, "trunk", lambda *args: passes.append(1) or trunk(*args))
+    read = method.network.blocks.read
+    monkeypatch.setattr(method.network.blocks, "read", lambda *args: passes.append(1) or read(*args))
     taps = method.taps()
     found = method.features(images, taps, Rng(0))
     assert len(taps) == 4 * 5 == len(found) and len(passes) == 5
@@ -296,7 +297,8 @@ def test_every_block_and_level_can_be_read_in_one_pass_a_level(images, monkeypat
 
 def test_fusion_reads_the_later_blocks_at_three_levels():
     listed = [[str(tap) for tap in level] for level in dit().fusion()]
-    assert listed[0] == ["block2", "block3", "block4"] and [level[0] for level in listed[1:]] == ["block2@40", "block2@120"]
+    assert listed[0] == ["block2", "block3", "block4"]
+    assert [level[0] for level in listed[1:]] == ["block2@40", "block2@120"]
 
 
 def test_fewer_steps_and_labels(images):
@@ -335,3 +337,14 @@ def test_on_latents_of_its_own_vae(images):
     assert method.pretrain(Batch(None, latents), 0.5, Rng(0)).total.isfinite()
     drawn = method.eval().sample(2, Rng(0), steps=3)
     assert drawn.shape == (2, 1, 8, 8) and drawn.abs().max() <= 1
+
+
+def test_features_cost_no_more_than_the_blocks_they_are_read_after(golden):
+    """Reading the first block leaves the others out, and changes nothing of what is read."""
+    from harness.train.flops import count
+
+    images = waves(0.8, 0.11, 0.5)
+    one, both = [Tap("block1", 40)], [Tap("block1", 40), Tap("block2", 40)]
+    assert torch.equal(golden.features(images, one, Rng(1))[0], golden.features(images, both, Rng(1))[0])
+    cost = [count(lambda taps=taps: golden.features(images, taps, Rng(1))) for taps in (one, both)]
+    assert cost[0] < 0.7 * cost[1]
