@@ -49,11 +49,13 @@ class Diffusion(nn.Module):
     signal: Tensor  # [T] sqrt(alpha_bar)
     spread: Tensor  # [T] sqrt(1 - alpha_bar)
 
-    def __init__(self, schedule: str = "cosine") -> None:
+    def __init__(self, schedule: str = "cosine", steps: int = T) -> None:
         super().__init__()
         if schedule not in SCHEDULES:
             raise unknown("noise schedule", schedule, SCHEDULES)
-        self.alpha_bar = SCHEDULES[schedule]()  # numpy on purpose: the sampler reads scalars, without a device sync
+        self.alpha_bar = SCHEDULES[schedule](
+            steps
+        )  # numpy on purpose: the sampler reads scalars, without a device sync
         dtype = torch.get_default_dtype()
         self.register_buffer("signal", torch.tensor(self.alpha_bar**0.5, dtype=dtype), persistent=False)
         self.register_buffer("spread", torch.tensor((1 - self.alpha_bar) ** 0.5, dtype=dtype), persistent=False)

@@ -95,7 +95,7 @@ class Unet(nn.Module):
         """The encoder block whose output a decoder block reads, and the other way round."""
         return 2 * self.middle - block
 
-    # -- the walk -----------------------------------------------------------------------------------------------------
+    # -- the walk ------------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
         for _, h in self.walk(x, level, label):  # noqa: B007 (the last output is what counts)

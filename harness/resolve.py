@@ -44,7 +44,7 @@ class Job:
 
         from harness.rng import Rng
 
-        # Layers initialise from torch's global generator: the one place that reads it, seeded here and put back.
+        # Layers initialise from torch's global generator, which is seeded here and put back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Rng(self.cell.seed).number("init"))
             return self.method_class.create(self.config, self.data.spec)

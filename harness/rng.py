@@ -7,7 +7,8 @@ because the draw depends on its key alone and never on what was drawn before (de
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,3 +56,12 @@ class Rng:
     def permutation(self, key: Key, n: int) -> Tensor:
         """A random order of 0..n-1, int64."""
         return torch.randperm(n, generator=self.generator(key), device=self.device)
+
+    @contextmanager
+    def lent(self, key: Key) -> Iterator[None]:
+        """torch's own generators follow this stream inside, and are as they were afterwards: for layers that can take
+        no generator (dropout)."""
+        cuda = torch.device(self.device).type == "cuda"
+        with torch.random.fork_rng(devices=[torch.device(self.device)] if cuda else []):
+            torch.manual_seed(self.number(key))
+            yield

@@ -144,7 +144,7 @@ class Pretraining:
             device=self.device,
             precision=self._precision(name, objective, probe, rng),
             compiled=self.settings.compile,
-            average=self.settings.ema and name == "train",
+            average=self.settings.ema if name == "train" else False,
             images_planned=self._images_planned(name, ends_at, batch_size),
             begun_at=self.spent(),
             ends_at=ends_at,

@@ -21,7 +21,7 @@ class TrainConfig:
     batch_size: int = 0  # images a step, over all devices; 0 takes BATCH[size]
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: calibrated (time budgets) or by device (counts)
     compile: bool = False  # torch.compile; no gain was measured on CPU at nano, where it costs a minute
-    ema: bool = True  # evaluate averaged weights, for features and for samples
+    ema: bool | float = True  # evaluate averaged weights; a number is the highest decay of DDAE's rule (train/ema.py)
     snapshots: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2)  # shares of the budget to evaluate, besides 0 and 1
     checkpoint_s: float = 30.0  # seconds between checkpoints
     log_s: float = 2.0  # seconds between log lines
@@ -29,6 +29,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 0:
             raise ValueError("the batch size must be at least 1 (or 0 for the size's own)")
+        if not isinstance(self.ema, bool) and not 0 < self.ema < 1:
+            raise ValueError("ema is true, false, or a decay between 0 and 1")
         if any(not 0 < round(share, 4) < 1 for share in self.snapshots):  # files are named by four decimals
             raise ValueError("snapshots lie strictly between 0 and 1; 0 and 1 are always taken")
         if not (self.checkpoint_s > 0 and self.log_s > 0):

@@ -45,7 +45,7 @@ class Stage:
     device: torch.device
     precision: str
     compiled: bool
-    average: bool  # keep a moving average of the weights
+    average: bool | float  # keep a moving average of the weights; a number is its highest decay (Ema's `cap`)
     images_planned: int | None  # of a count budget; None when time decides
     begun_at: float = 0.0  # share of the whole budget spent when the stage began
     ends_at: float = 1.0  # share of the whole budget at which it ends
@@ -70,7 +70,8 @@ class Stage:
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         if self.compiled:
             self.objective.compile(dynamic=True)
-        self.ema = Ema(self.objective) if self.average else None
+        cap = None if isinstance(self.average, bool) else self.average
+        self.ema = Ema(self.objective, cap) if self.average else None
         self._first_bad = torch.full((), math.inf, device=self.device)
         self._last = torch.full((), math.nan, device=self.device)
 
@@ -118,7 +119,7 @@ class Stage:
         self.step += 1
         self.img += size
         if self.ema is not None:
-            self.ema.update(self.img, size)
+            self.ema.update(self.img, size, self.step)
         self._watch(total)
         if timed:
             self.timing.inside_s += left - entered

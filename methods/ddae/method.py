@@ -1,0 +1,267 @@
+"""DDAE: a diffusion U-Net recognises, too, from the middle of its decoder, for an image with a little noise.
+
+Xiang et al., "Denoising Diffusion Autoencoders are Unified Self-supervised Learners", ICCV 2023, arXiv 2303.09769; see
+methods/ddae/README.md. Measured: the error of the noise (DDPM) or of the clean image (EDM); features are a decoder
+block's mean; samples are DDIM's or Heun's. In pixels; borrows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil, log2
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from backbones.diffusion import Diffusion, T
+from backbones.edm import Edm
+from backbones.unet import NETS, Unet, UnetConfig
+from harness.errors import HarnessError
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
+from harness.rng import Rng
+
+# Shapes: B batch, C channels, H = W image side, D width of a decoder block.
+
+
+@dataclass(frozen=True)
+class Config:
+    """The paper's DDPM on CIFAR-10, its 35.7M network."""
+
+    net: UnetConfig = NETS["ddpm"]
+    objective: Literal["ddpm", "edm"] = "ddpm"
+    edm: Edm = Edm()  # noqa: RUF009 (frozen)
+    lr: float = 4e-4  # not scaled with the batch
+    rate: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    warmup: float = 13 / 2000  # share of the training
+    noises: tuple[int, ...] = ()  # levels that features can be read at; none: the paper's
+    sample_steps: int = 0  # 0 is the paper's: 100 of DDIM, 18 of Heun
+    ddim_schedule: Literal["training", "reference"] = "training"  # the reference samples along another one
+
+    def __post_init__(self) -> None:
+        top = T if self.objective == "ddpm" else self.edm.levels
+        if not all(1 <= noise <= top for noise in self.noises):
+            raise ValueError(f"noises are from 1 to {top}; 0, the clean image, is a level that no network has seen")
+        if not 0 <= self.sample_steps <= T or not 0 <= self.warmup < 1:
+            raise ValueError(f"sample_steps is at most {T}, warmup a share")
+
+
+class Ddae(Method):
+    Config = Config
+    sizes = ("nano", "ti", "s", "b", "l", "xl")
+
+    @classmethod
+    def recipe(cls, size: str, data: DataSpec) -> Config:
+        config = Config(net=net(size, data.size))
+        if size in SHORT:  # the paper's constant rate is for days; a budget of minutes has to be annealed
+            config = replace(config, lr=SHORT[size], rate="cosine", warmup=0.05)
+        return replace(config, sample_steps=50) if size == "nano" else config
+
+    def __init__(self, config: Config, data: DataSpec) -> None:
+        super().__init__()
+        self.config, self.data = config, data
+        halvings = len(config.net.mults) - 1
+        if data.size % 2**halvings:
+            raise HarnessError(
+                f"an image side of {data.size} px, which {halvings} halvings do not divide",
+                f"at most {_halvings(data.size)} for {data.name}",
+                "fewer ddae.net.mults",
+            )
+        self.network = Unet(config.net, data.channels)
+        self.diffusion = Diffusion("linear")
+
+    # -- pre-training --------------------------------------------------------------------------------------------------
+
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        x = batch.images
+        eps = rng.normal("noise", x.shape).to(x.device)
+        if self.config.objective == "ddpm":
+            level = (1 + rng.integers("level", T, (len(x),))).to(x.device)
+        else:
+            level = self.config.edm.drawn(rng.normal("level", (len(x),)).to(x.device))
+        dropout = self.training and self.config.net.dropout > 0
+        with rng.lent("dropout") if dropout else nullcontext():
+            return self.loss(x, level, eps)
+
+    def loss(self, x: Tensor, level: Tensor, eps: Tensor) -> Loss:
+        """The loss of clean `x` with noise `eps`; `level` [B] is t from 1 to 1000 (DDPM) or sigma (EDM)."""
+        if self.config.objective == "edm":
+            total = self.config.edm.loss(self.network, x, level, eps)
+        else:
+            found = self.network(self.diffusion.noised(x, level - 1, eps), level / T)
+            total = (found.to(eps.dtype) - eps).square().mean()
+        return Loss(total, {"mse": total.detach()})
+
+    def optim(self, batch_size: int) -> Optim:
+        c = self.config
+        return Optim(
+            c.lr,
+            betas=c.betas,
+            weight_decay=c.weight_decay,
+            clip_norm=c.clip_norm,
+            warmup=c.warmup,
+            schedule=c.rate,
+        )
+
+    def augment(self) -> Augment:
+        """Mirrored, never cropped, as in the paper."""
+        return Augment()
+
+    # -- recognise -----------------------------------------------------------------------------------------------------
+
+    def taps(self) -> list[Tap]:
+        """Every decoder block at every level of light noise; four about the paper's own come first."""
+        noises = self.config.noises or ((1, 11, 21) if self.config.objective == "ddpm" else (3, 4, 5))
+        usual, high = noises[len(noises) // 2], noises[-1]
+        count, block = self.network.encoder_blocks, self.usual_block()
+        beside = [(k, usual) for k in (block, block + 1, block - 1) if 1 <= k <= count]
+        every = [(k, noise) for k in range(1, count + 1) for noise in noises]
+        return [Tap(f"out_{k}", noise) for k, noise in dict.fromkeys([*beside, (block, high), *every])]
+
+    def usual_block(self) -> int:
+        """The paper's out_k: about the first decoder block with attention, counted from the bottleneck."""
+        c = self.config
+        home = (len(c.net.mults) - 1 - max(c.net.attention, default=0)) * (c.net.blocks + 1) + 1
+        later = (c.objective == "edm") + (c.net.resample == "residual") - 1
+        return min(max(home + later, 1), self.network.encoder_blocks)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
+        require_taps(self, taps)
+        wanted: dict[int, set[int]] = {}
+        for tap in taps:
+            wanted.setdefault(tap.noise, set()).add(_block(tap))
+        seen: dict[Tap, Tensor] = {}
+        for last in {max(blocks) for blocks in wanted.values()}:
+            # Levels that end at the same block share a pass, and none goes further than it has to.
+            noises = [noise for noise, blocks in wanted.items() if max(blocks) == last]
+            blocks = set().union(*(wanted[noise] for noise in noises))
+            for block, maps in self.read(images, noises, {self.network.middle + k for k in blocks}, rng).items():
+                taken = maps.float().chunk(len(noises))
+                seen |= {Tap(f"out_{block - self.network.middle}", n): m for n, m in zip(noises, taken, strict=True)}
+        return [seen[tap] if dense else seen[tap].mean(dim=(2, 3)) for tap in taps]
+
+    def read(
+        self, images: Tensor, noises: Sequence[int], blocks: set[int], rng: Rng, add: dict[int, Tensor] | None = None
+    ) -> dict[int, Tensor]:
+        """Maps [noises x B, D, H', W'] of `blocks`, numbered as in backbones/unet.py; the levels are stacked.
+
+        `add`: see `Unet.read`. With a gradient, where one is wanted.
+        """
+        stacked = [self.noised(images, noise, rng.at("tap", noise).normal("noise", images.shape)) for noise in noises]
+        x, told = (torch.cat(parts) for parts in zip(*stacked, strict=True))
+        return self.network.read(x, told, blocks, add)
+
+    def noised(self, images: Tensor, noise: int, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees of `images` at level `noise` with noise `eps`, and what it is told of the level [B].
+
+        DDPM counts t from 1 to 1000, EDM its grid from 1, the least noise.
+        """
+        eps, edm = eps.to(images.device), self.config.edm
+        if self.config.objective == "ddpm":
+            t = torch.full((len(images),), noise, device=images.device)
+            return self.diffusion.noised(images, t - 1, eps), t / T
+        sigma = torch.full((len(images),), edm.level(noise), device=images.device)
+        return edm.scaled(images + edm.level(noise) * eps, sigma), edm.told(sigma)
+
+    # -- draw ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
+        if labels is not None:
+            raise HarnessError("labels given to DDAE", "no labels")
+        start = rng.normal("start", (n, self.data.channels, self.data.size, self.data.size))
+        edm = self.config.objective == "edm"
+        if steps is None:
+            steps = self.config.sample_steps or (18 if edm else 100)
+        drawn = self.config.edm.heun(self.network, start, steps) if edm else self.ddim(start, steps)
+        return drawn.clamp(-1, 1)
+
+    def ddim(self, start: Tensor, steps: int) -> Tensor:
+        """Images of standard normal `start` in `steps` evaluations without fresh noise.
+
+        The reference's schedule for sampling is the training's rule over 1001 levels instead of 1000, where the last,
+        0, still has a little noise.
+        """
+        if not 1 <= steps <= T:
+            raise HarnessError(f"{steps} sampling steps", f"a number from 1 to {T}")
+        times = [1 + i * T // steps for i in reversed(range(steps))]  # 991, 981 ... 1 for 100
+
+        def denoise(x: Tensor, t: int) -> Tensor:
+            return self.network(x, torch.full((len(x),), t / T, device=x.device)).to(x.dtype)
+
+        if self.config.ddim_schedule == "training":
+            return self.diffusion.ddim(lambda x, k: denoise(x, k + 1), start, [t - 1 for t in times], None, eta=0.0)
+        other, x = Diffusion("linear", T + 1), start
+        for t, after in pairwise([*times, 0]):
+            x = other.ddim_step(x, denoise(x, t), t, after, None, eta=0.0, clip=True)
+        return x
+
+
+def _block(tap: Tap) -> int:
+    return int(tap.layer.removeprefix("out_"))
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+SHORT = {"nano": 2e-3, "ti": 1e-3}  # sizes for budgets of minutes: the peak rate (card.toml says how it was chosen)
+
+
+class Shape(NamedTuple):
+    """A size's levels; the first may come several times, until the last is `bottom` px or less."""
+
+    width: int
+    mults: tuple[int, ...]
+    blocks: int
+    attention: int  # level, of these
+    bottom: int
+
+
+# As many parameters as MAE's at that size within 15 %, and the FLOPs of its encoder as near as three levels allow.
+SHAPES = {
+    "nano": Shape(16, (1, 1, 4), 1, 2, 8),
+    "ti": Shape(48, (1, 2, 4), 1, 1, 4),
+    "s": Shape(96, (1, 2, 2), 4, 1, 8),
+    "b": Shape(192, (1, 2, 2), 5, 1, 8),
+    "l": Shape(320, (1, 2, 2), 5, 1, 8),
+    "xl": Shape(448, (1, 2, 2), 5, 1, 8),
+}
+
+
+def net(size: str, side: int) -> UnetConfig:
+    """The network of a size for images of `side` px, of DDPM's kind."""
+    shape = SHAPES[size]
+    added = max(0, min(ceil(log2(side / shape.bottom)), _halvings(side)) - len(shape.mults) + 1)
+    width, mults = shape.width, (1,) * added + shape.mults
+    if added and width > 64:  # half as wide where the side doubles, as in the reference's 64 px network
+        width, mults = width // 2, (1,) * added + tuple(2 * m for m in shape.mults)
+    return UnetConfig(
+        width=width,
+        mults=mults,
+        blocks=shape.blocks,
+        attention=(added + shape.attention,),
+        dropout=0.0 if size in SHORT else 0.1,
+        groups=min(32, width // 4),
+    )
+
+
+def _halvings(side: int) -> int:
+    """How often a side in px can be halved."""
+    return (side & -side).bit_length() - 1
+
+
+# The reference's five configurations; the reference's caps of the average are `train.ema` 0.9999 (DDPM) and 0.9993.
+PAPER = {
+    "DDPM_ddpm": Config(),
+    "DDPM_ddpmpp": Config(net=NETS["ddpm++"]),
+    "EDM_ddpm": Config(net=replace(NETS["ddpm"], dropout=0.13), objective="edm", warmup=0.1),
+    "EDM_ddpmpp": Config(net=replace(NETS["ddpm++"], dropout=0.13), objective="edm", warmup=0.1),
+}
+
+METHOD = Ddae

@@ -1,0 +1,356 @@
+"""DDAE against its card: the reference's numbers, its levels and blocks, its samplers, its official weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from backbones.diffusion import Diffusion
+from backbones.unet import UnetConfig
+from harness.data.dataset import load
+from harness.data.pixels import to_float
+from harness.errors import HarnessError
+from harness.method import Batch, DataSpec, Tap
+from harness.rng import Rng
+from harness.train.optim import build_optimizer, set_rate
+from methods.ddae.method import PAPER, Config, Ddae
+from methods.ddae.weights import from_official
+from tests.backbones.test_unet import hashed
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ddae.json").read_text())
+CARD, TINY = GOLDEN["card"], GOLDEN["tiny"]
+DIGITS = DataSpec("digits", channels=1, size=8, classes=10)
+COLOUR = DataSpec("colour 8 px", channels=3, size=8, classes=10)
+LEVELS = {"ddpm": torch.tensor([11, 700]), "edm": torch.tensor([0.06, 2.0])}
+
+# -- the reference's tiny networks -------------------------------------------------------------------------------------
+
+
+def official(mults: tuple[int, ...], residual: bool, label: int, width: int = 32) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an official network: a block a level (two in the decoder), attention at the second."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *shape: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = shape
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    def block(name: str, fan_in: int, out: int) -> None:
+        layer(f"{name}.norm1", fan_in)
+        layer(f"{name}.conv1", out, fan_in, 3, 3)
+        layer(f"{name}.norm2", out)
+        layer(f"{name}.conv2.1", out, out, 3, 3)
+        layer(f"{name}.time_emb.1", out, 4 * width)
+        if fan_in != out:
+            layer(f"{name}.shortcut", out, fan_in, 1, 1)
+
+    def attention(name: str, d: int) -> None:
+        layer(f"{name}.norm", d)
+        layer(f"{name}.projection", 3 * d, d)
+        layer(f"{name}.output", d, d)
+
+    def resampler(name: str, d: int) -> None:
+        block(f"{name}.op", d, d) if residual else layer(f"{name}.conv", d, d, 3, 3)
+
+    one, two = (width * m for m in mults)
+    layer("image_proj", width, 3, 3, 3)
+    if label:
+        layer("time_emb.aug_emb", width, label, bias=False)
+    layer("time_emb.lin1", 4 * width, width)
+    layer("time_emb.lin2", 4 * width, 4 * width)
+    block("down.0.res", width, one)
+    resampler("down.1", one)
+    block("down.2.res", one, two)
+    attention("down.2.attn", two)
+    block("middle.res1", two, two)
+    attention("middle.attn", two)
+    block("middle.res2", two, two)
+    for number, (fan_in, out) in enumerate([(two + two, two), (two + one, two), (0, 0), (two + one, one)]):
+        if number == 2:
+            resampler("up.2", two)
+            continue
+        block(f"up.{number}.res", fan_in, out)
+        if number < 2:
+            attention(f"up.{number}.attn", out)
+    block("up.4.res", one + width, one)
+    layer("norm", one)
+    layer("final", 3, one, 3, 3)
+    return shapes
+
+
+def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Weights by the golden run's rule."""
+
+    def value(name: str, shape: tuple[int, ...]) -> Tensor:
+        h = hashed(shape)
+        if name.endswith("bias"):
+            return 0.1 * h
+        return 1 + 0.1 * h if len(shape) == 1 else h * (3 / h[0].numel()) ** 0.5
+
+    return {name: value(name, shape).float() for name, shape in shapes.items()}
+
+
+SHAPES = {"conv": official((1, 2), residual=False, label=0), "residual": official((2, 2), residual=True, label=9)}
+HEADS = {"conv": 0, "residual": 16}
+
+
+def tiny(kind: str, objective: str = "ddpm", **changes) -> Ddae:
+    config, state = from_official(filled(SHAPES[kind]), objective, HEADS[kind])
+    method = Ddae(replace(config, net=replace(config.net, dropout=0.0), **changes), COLOUR)
+    method.load_state_dict(state)
+    return method.eval()
+
+
+def wave(scale: float, rate: float, phase: float) -> Tensor:
+    return (scale * torch.sin(rate * torch.arange(2 * 3 * 8 * 8).double() + phase)).float().view(2, 3, 8, 8)
+
+
+X, EPS = wave(1, 0.11, 0.5) * 0.9, wave(1, 0.23, 0.1) * 1.3
+
+
+def near(found: Tensor, wanted: dict) -> None:
+    assert found.flatten()[:3].tolist() == pytest.approx(wanted["first"], abs=5e-6)
+    assert found.double().abs().mean().item() == pytest.approx(wanted["mean_abs"], rel=5e-6)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_official_weights_give_the_references_output_and_blocks(kind):
+    method, told = tiny(kind), torch.tensor([0.011, 0.7])
+    assert sum(p.numel() for p in method.parameters()) == TINY[kind]["parameters"]
+    near(method.network(X, told), TINY[kind]["output"])
+    blocks = {k: method.network.middle + int(k) for k in TINY[kind]["pooled"]}
+    seen = method.network.read(X, told, blocks.values())
+    for k, block in blocks.items():
+        near(seen[block].mean(dim=(2, 3)), TINY[kind]["pooled"][k])
+    if kind == "residual":
+        label = torch.linspace(-1, 1, 18).view(2, 9)
+        near(method.network(X, told, label), TINY[kind]["output_with_label"])
+
+
+@pytest.mark.parametrize("objective", LEVELS)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_loss_and_one_optimizer_step_equal_the_reference(kind, objective):
+    """Adam at 4e-4 after clipping the gradient's norm at 1."""
+    want, method = TINY[kind][objective], tiny(kind, objective).train()
+    method.network.label = None  # no label was given, so the reference's has no gradient
+    loss = method.loss(X, LEVELS[objective], EPS)
+    assert loss.total.item() == pytest.approx(want["loss"], rel=2e-6)
+    loss.total.backward()
+    optim = method.optim(512)
+    norm = torch.nn.utils.clip_grad_norm_(method.parameters(), optim.clip_norm)
+    assert norm.item() == pytest.approx(want["gradient_norm"], rel=1e-5)
+    optimizer = build_optimizer(method, optim)
+    set_rate(optimizer, optim.lr_peak)
+    optimizer.step()
+    state = method.state_dict()
+    ours = {
+        "image_proj.weight": "conv_in.weight",
+        "down.2.res.time_emb.1.weight": "down_blocks.1.resnets.0.time_emb_proj.weight",
+        "middle.attn.projection.weight": "mid_block.attentions.0.to_q.weight",
+        "up.0.res.conv2.1.weight": "up_blocks.0.resnets.0.conv2.weight",
+        "final.weight": "conv_out.weight",
+        "norm.weight": "conv_norm_out.weight",
+    }
+    for theirs, first in want["after_one_step"].items():
+        found = state[f"network.unet.{ours[theirs]}"].flatten()[:3].tolist()
+        assert found == pytest.approx(first, abs=2e-6), theirs
+
+
+def test_a_whole_checkpoint_gives_its_average():
+    state = filled(SHAPES["conv"])
+    named = {f"ema_model.nn_model.{k}": v for k, v in state.items()} | {"step": torch.tensor(3)}
+    whole = {"MODEL": {f"module.nn_model.{k}": torch.zeros_like(v) for k, v in state.items()}, "EMA": named, "opt": {}}
+    plain = from_official(state)
+    for found in (
+        from_official(whole),
+        from_official({"MODEL": {f"module.nn_model.{k}": v for k, v in state.items()}}),
+    ):
+        assert found[0] == plain[0] and all(torch.equal(found[1][k], v) for k, v in plain[1].items())
+
+
+def test_weights_that_do_not_fit_are_named():
+    state = filled(SHAPES["conv"])
+    del state["middle.res2.norm1.bias"]
+    state["up.0.res.extra.weight"] = torch.zeros(1)
+    state["final.weight"] = torch.zeros(4, 32, 3, 3)
+    with pytest.raises(HarnessError) as error:
+        from_official(state)
+    for said in ("missing: network.unet.mid_block.resnets.1.norm1.bias", "unexpected: up.0.res.extra.weight"):
+        assert said in str(error.value)
+    assert "of another shape: network.unet.conv_out.weight" in str(error.value)
+    with pytest.raises(HarnessError, match=r"no U-Net .* head\.bias"):
+        from_official({"head.bias": torch.zeros(1)})
+
+
+# -- levels and samplers -----------------------------------------------------------------------------------------------
+
+
+def test_ddpms_levels_are_the_cards():
+    bars, other = Diffusion("linear").alpha_bar, Diffusion("linear", 1001).alpha_bar
+    assert bars[0] == pytest.approx(CARD["abar_1"]) and bars[999] == pytest.approx(CARD["abar_1000"], rel=2e-6)
+    assert bars[10] ** 0.5 == pytest.approx(CARD["sqrt_abar_11"], abs=5e-7)
+    assert bars[120] ** 0.5 == pytest.approx(CARD["sqrt_abar_121"], abs=5e-7)
+    assert other[1000] == pytest.approx(CARD["reference_ddim_abar_1000"], rel=2e-6)
+
+
+def test_t_counts_from_1_for_the_network_and_from_0_in_the_schedule():
+    """diffusers' level t - 1 is DDAE's t, and the network is told t / 1000."""
+    from diffusers import DDPMScheduler
+
+    method, scheduler = tiny("conv"), DDPMScheduler(beta_schedule="linear")
+    for t, noise in CARD["noise_of_ddpm"].items():
+        noised, told = method.noised(X, int(t), EPS)
+        torch.testing.assert_close(noised, scheduler.add_noise(X, EPS, torch.tensor([int(t) - 1] * 2)))
+        assert told.tolist() == pytest.approx([int(t) / 1000] * 2)
+        assert method.diffusion.spread[int(t) - 1].item() == pytest.approx(noise, abs=2e-6)
+
+
+def test_edms_level_is_added_and_scaled_as_the_reference_does():
+    method = tiny("conv", "edm")
+    noised, told = method.noised(X, 4, EPS)
+    sigma = method.config.edm.level(4)
+    near(noised * (sigma**2 + 0.25) ** 0.5, TINY["edm_level4"])
+    assert told.tolist() == pytest.approx([CARD["told_of_edm"]["4"]] * 2, abs=5e-5)
+
+
+def given(method: Ddae) -> Ddae:
+    """The method around the samplers' golden function."""
+    method.network.forward = lambda x, told: 0.9 * torch.tanh(0.8 * x + told.view(-1, 1, 1, 1))
+    return method
+
+
+@pytest.mark.parametrize("schedule", ["training", "reference"])
+def test_ddim_equals_the_reference_on_either_schedule(schedule):
+    near(given(tiny("conv", ddim_schedule=schedule)).ddim(EPS, 100), TINY[f"ddim100_{schedule}"])
+
+
+def test_ddim_on_the_trainings_schedule_is_diffusers():
+    from diffusers import DDIMScheduler
+
+    method, x = given(tiny("conv")), EPS
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=True, timestep_spacing="leading", steps_offset=0)
+    scheduler.set_timesteps(50)
+    for t in scheduler.timesteps:
+        eps = method.network.forward(x, torch.full((2,), (t.item() + 1) / 1000))
+        x = scheduler.step(eps, t, x, use_clipped_model_output=True).prev_sample
+    torch.testing.assert_close(method.ddim(EPS, 50), x, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("objective", "steps", "evaluations"), [("ddpm", 7, 7), ("ddpm", 1, 1), ("edm", 4, 7)])
+def test_steps_are_what_was_asked_for(objective, steps, evaluations):
+    method, calls = tiny("conv", objective), []
+    method.network.register_forward_hook(lambda *_: calls.append(1))
+    drawn = method.sample(2, Rng(0), steps=steps)
+    assert len(calls) == evaluations and drawn.isfinite().all() and drawn.abs().max() <= 1
+    with pytest.raises(HarnessError, match="sampling steps"):
+        method.sample(2, Rng(0), steps=1001 if objective == "ddpm" else 0)
+    with pytest.raises(HarnessError, match="labels"):
+        method.sample(2, Rng(0), labels=torch.tensor([0, 1]))
+
+
+# -- the method --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return to_float(load("digits").fit.images[:8])
+
+
+def ddae(**changes) -> Ddae:
+    torch.manual_seed(0)
+    return Ddae(replace(Ddae.recipe("nano", DIGITS), **changes), DIGITS)
+
+
+def test_the_defaults_are_the_papers():
+    with torch.device("meta"):
+        method = Ddae(Config(), DataSpec("cifar", 3, 32, 10))
+    optim = method.optim(512)
+    assert (optim.lr_peak, optim.betas, optim.eps, optim.weight_decay) == (4e-4, (0.9, 0.999), 1e-8, 0.0)
+    assert (optim.clip_norm, optim.schedule, optim.warmup) == (1.0, "constant", 13 / 2000)
+    assert method.optim(64).lr_peak == 4e-4, "the rate does not follow the batch"
+    assert method.augment().mirror and method.augment().crop == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "noise"),
+    [("DDPM_ddpm", 6, 11), ("DDPM_ddpmpp", 6, 11), ("EDM_ddpm", 7, 4), ("EDM_ddpmpp", 7, 4)],
+)
+def test_the_first_tap_is_the_papers(name, block, noise):
+    with torch.device("meta"):
+        method = Ddae(PAPER[name], DataSpec("cifar", 3, 32, 10))
+    taps = method.taps()
+    assert taps[0] == Tap(f"out_{block}", noise)
+    assert len(taps) == len(set(taps)) == 3 * method.network.encoder_blocks
+    assert {t.noise for t in taps} == ({1, 11, 21} if "DDPM" in name else {3, 4, 5})
+
+
+def test_level_0_is_no_level():
+    for changes in ({"noises": (0,)}, {"noises": (1001,)}, {"noises": (19,), "objective": "edm"}):
+        with pytest.raises(ValueError, match="noises are from 1"):
+            Config(**changes)
+
+
+@pytest.mark.parametrize("objective", LEVELS)
+def test_features_end_with_their_block_and_levels_share_a_pass(images, objective, monkeypatch):
+    method, passes = ddae(objective=objective).eval(), []
+    read = method.network.read
+    monkeypatch.setattr(
+        method.network,
+        "read",
+        lambda x, t, blocks, add: passes.append((len(x), max(blocks))) or read(x, t, blocks, add),
+    )
+    low, usual, high = sorted({t.noise for t in method.taps()})
+    first, second = method.network.middle + 1, method.network.middle + 2
+    taps = [Tap("out_2", low), Tap("out_1", usual), Tap("out_2", high), Tap("out_1", high)]
+    together = method.features(images, taps, Rng(0))
+    assert sorted(passes) == [(8, first), (16, second)]
+    for tap, found in zip(taps, together, strict=True):
+        torch.testing.assert_close(found, method.features(images, [tap], Rng(0))[0])
+    maps = method.features(images, taps, Rng(0), dense=True)
+    for found, pooled in zip(maps, together, strict=True):
+        assert found.shape[2] == found.shape[3] > 1
+        torch.testing.assert_close(found.mean(dim=(2, 3)), pooled)
+    assert not torch.equal(method.features(images, taps[:1], Rng(1))[0], together[0]), "the noise follows the key"
+
+
+def test_dropout_follows_the_key_and_is_off_in_features(images):
+    method = ddae(net=replace(Ddae.recipe("nano", DIGITS).net, dropout=0.5)).train()
+    state = torch.get_rng_state()
+    one, same, other = (method.pretrain(Batch(images), 0.5, Rng(seed)).total for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(state, torch.get_rng_state())
+    x, told = method.noised(images, 11, torch.zeros_like(images))
+    dropped, whole = method.network(x, told), method.eval().network(x, told)
+    assert not torch.allclose(dropped, whole)
+
+
+def test_sides_that_the_levels_do_not_divide_are_refused():
+    with pytest.raises(HarnessError, match="28 px, which 3 halvings"):
+        Ddae(Config(net=UnetConfig(width=8, groups=4, blocks=1)), DataSpec("mnist", 1, 28, 10))
+
+
+@pytest.mark.parametrize("side", [8, 28, 32, 64, 96, 224])
+@pytest.mark.parametrize("size", ["nano", "s"])
+def test_recipes_fit_every_side(size, side):
+    spec = DataSpec("any", 3, side, 10)
+    with torch.device("meta"):
+        method = Ddae(Ddae.recipe(size, spec), spec)
+    bottom = side // max(place.factor for place in method.network.places.values())
+    assert 2 <= bottom <= 8 or side == 28
+
+
+def test_sizes_match_maes_in_parameters():
+    from methods.mae.method import Mae
+
+    spec = DataSpec("cifar", 3, 32, 10)
+    for size in Mae.sizes:
+        with torch.device("meta"):
+            ours, theirs = Ddae(Ddae.recipe(size, spec), spec), Mae(Mae.recipe(size, spec), spec)
+        counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, theirs)]
+        assert abs(counts[0] / counts[1] - 1) < 0.15, size
