@@ -94,3 +94,17 @@ class FeedbackHead(nn.Module):
             first = network.read(x, level, self.feedback.look)
         second = network.read(x, level, [self.readout], add=self.feedback(first))
         return self.head([{"map": second[self.readout]}])
+
+
+def feedback_head(
+    network: Unet,
+    noised: Callable[[Tensor, Rng], tuple[Tensor, Tensor]],
+    readout: int,
+    side: int,
+    classes: int,
+    measures: Measures = PAPER,
+    strategy: str = "bottleneck",
+) -> FeedbackHead:
+    """The head for a network of images of `side` px, read at block `readout`; the paper took "bottleneck"."""
+    blocks = fed_back(strategy, network.middle, network.config.blocks, readout)
+    return FeedbackHead(network, noised, Feedback(network, blocks), readout, side, classes, measures)

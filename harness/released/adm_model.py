@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.adm_unet import HEAD, config_of, mapped
 from backbones.diffusion import Diffusion, T
@@ -27,6 +27,7 @@ from harness.method import DataSpec, Method, Tap, require_taps
 from harness.rng import Rng
 
 if TYPE_CHECKING:
+    from backbones.heads import Measures
     from harness.released.formats import Asked, Loaded
 
 NOISES = (90, 150, 300, 10)  # levels that features are read at, the paper's of DifFormer first; and the clean image
@@ -71,6 +72,16 @@ class Adm(Method):
     def fusion(self) -> list[list[Tap]]:
         """DifFormer's: three blocks at each of three levels."""
         return [[Tap(f"block{block}", noise) for block in self._fused()] for noise in NOISES[:3]]
+
+    def feedback_head(self, classes: int, measures: Measures) -> nn.Module:
+        """DifFeed's, at the paper's block and level."""
+        from backbones.feedback import feedback_head
+
+        def noised(images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+            level = torch.full((len(images),), 150, device=images.device)
+            return self.diffusion.noised(images, level, rng.normal("noise", images.shape)), level
+
+        return feedback_head(self.network, noised, self._fused()[1], self.data.size, classes, measures)
 
     def _fused(self) -> tuple[int, int, int]:
         """The paper's blocks 19, 24 and 30 of 37, or what lies there in a smaller network."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from backbones.heads import Measures
 from harness.errors import HarnessError
 from harness.method import DataSpec, Tap
 from harness.released.fitted import FittedDrawing
@@ -139,6 +140,15 @@ def test_an_adm_is_read_at_its_blocks_and_draws(saved):
     fitted = FittedDrawing(method, DataSpec("digits", channels=1, size=8, classes=10))
     samples = fitted.sample(2, Rng(0), steps=2)
     assert samples.shape == (2, 1, 8, 8) and samples.std() > 0.05
+
+
+def test_an_adm_can_be_fed_back_into(saved):
+    method = load(Asked(str(saved(adm(), "adm.pt")), "adm", settings={"adm": {"head": 32}})).method
+    method.requires_grad_(False)
+    data = DataSpec("digits", channels=1, size=8, classes=10)
+    head = FittedDrawing(method, data).feedback_head(10, Measures(16, 1, 2, 4))
+    head(Rng(1).uniform("images", (3, 1, 8, 8)), Rng(0)).sum().backward()
+    assert all(p.grad is not None for p in head.parameters()) and all(p.grad is None for p in method.parameters())
 
 
 def test_what_is_no_unconditional_adm_is_refused(saved):
