@@ -17,8 +17,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from backbones.adm_unet import adm_like
 from backbones.diffusion import Diffusion, T
 from backbones.edm import Edm
+from backbones.learned_variance import LearnedVariance, ancestral
 from backbones.unet import NETS, Unet, UnetConfig
 from harness.errors import HarnessError
 from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
@@ -33,6 +35,7 @@ class Config:
 
     net: UnetConfig = NETS["ddpm"]
     objective: Literal["ddpm", "edm"] = "ddpm"
+    layout: Literal["ddae", "adm"] = "ddae"  # "adm": `net` built, trained and told of levels as ADM is
     edm: Edm = Edm()  # noqa: RUF009 (frozen)
     lr: float = 4e-4  # not scaled with the batch
     rate: Literal["constant", "cosine"] = "constant"
@@ -45,7 +48,9 @@ class Config:
     ddim_schedule: Literal["training", "reference"] = "training"  # the reference samples along another one
 
     def __post_init__(self) -> None:
-        top = T if self.objective == "ddpm" else self.edm.levels
+        if self.layout == "adm" and self.objective != "ddpm":
+            raise ValueError("ADM's layout has its own objective; leave objective at ddpm")
+        top = self.edm.levels if self.objective == "edm" else T - (self.layout == "adm")
         if not all(1 <= noise <= top for noise in self.noises):
             raise ValueError(f"noises are from 1 to {top}; 0, the clean image, is a level that no network has seen")
         if not 0 <= self.sample_steps <= T or not 0 <= self.warmup < 1:
@@ -73,8 +78,12 @@ class Ddae(Method):
                 f"at most {_halvings(data.size)} for {data.name}",
                 "fewer ddae.net.mults",
             )
-        self.network = Unet(config.net, data.channels)
         self.diffusion = Diffusion("linear")
+        if config.layout == "adm":
+            self.network = Unet(adm_like(config.net), data.channels, 2 * data.channels)
+            self.reverse = LearnedVariance(self.diffusion.alpha_bar)
+        else:
+            self.network = Unet(config.net, data.channels)
 
     # -- pre-training --------------------------------------------------------------------------------------------------
 
@@ -82,7 +91,8 @@ class Ddae(Method):
         x = batch.images
         eps = rng.normal("noise", x.shape).to(x.device)
         if self.config.objective == "ddpm":
-            level = (1 + rng.integers("level", T, (len(x),))).to(x.device)
+            first = 0 if self.config.layout == "adm" else 1
+            level = (first + rng.integers("level", T, (len(x),))).to(x.device)
         else:
             level = self.config.edm.drawn(rng.normal("level", (len(x),)).to(x.device))
         dropout = self.training and self.config.net.dropout > 0
@@ -90,7 +100,11 @@ class Ddae(Method):
             return self.loss(x, level, eps)
 
     def loss(self, x: Tensor, level: Tensor, eps: Tensor) -> Loss:
-        """The loss of clean `x` with noise `eps`; `level` [B] is t from 1 to 1000 (DDPM) or sigma (EDM)."""
+        """The loss of clean `x` with noise `eps`; `level` [B] is t from 1 (DDPM) or 0 (ADM), or sigma (EDM)."""
+        if self.config.layout == "adm":
+            noised = self.diffusion.noised(x, level, eps)
+            mse, vb = self.reverse.hybrid(self.diffusion, x, noised, self.network(noised, level), eps, level)
+            return Loss((mse + vb).mean(), {"mse": mse.detach().mean(), "vb": vb.detach().mean()})
         if self.config.objective == "edm":
             total = self.config.edm.loss(self.network, x, level, eps)
         else:
@@ -117,16 +131,24 @@ class Ddae(Method):
 
     def taps(self) -> list[Tap]:
         """Every decoder block at every level of light noise; four about the paper's own come first."""
-        noises = self.config.noises or ((1, 11, 21) if self.config.objective == "ddpm" else (3, 4, 5))
-        usual, high = noises[len(noises) // 2], noises[-1]
+        noises, usual = self.noises(), self.usual_noise()
         count, block = self.network.encoder_blocks, self.usual_block()
         beside = [(k, usual) for k in (block, block + 1, block - 1) if 1 <= k <= count]
         every = [(k, noise) for k in range(1, count + 1) for noise in noises]
-        return [Tap(f"out_{k}", noise) for k, noise in dict.fromkeys([*beside, (block, high), *every])]
+        return [Tap(f"out_{k}", noise) for k, noise in dict.fromkeys([*beside, (block, noises[-1]), *every])]
+
+    def noises(self) -> tuple[int, ...]:
+        c = self.config
+        return c.noises or NOISES["adm" if c.layout == "adm" else c.objective]
+
+    def usual_noise(self) -> int:
+        return self.noises()[len(self.noises()) // 2]
 
     def usual_block(self) -> int:
         """The paper's out_k: about the first decoder block with attention, counted from the bottleneck."""
         c = self.config
+        if c.layout == "adm":
+            return min(c.net.blocks + 3, self.network.encoder_blocks)  # ADM's b 24, the second of its level
         home = (len(c.net.mults) - 1 - max(c.net.attention, default=0)) * (c.net.blocks + 1) + 1
         later = (c.objective == "edm") + (c.net.resample == "residual") - 1
         return min(max(home + later, 1), self.network.encoder_blocks)
@@ -161,11 +183,13 @@ class Ddae(Method):
     def noised(self, images: Tensor, noise: int, eps: Tensor) -> tuple[Tensor, Tensor]:
         """What the network sees of `images` at level `noise` with noise `eps`, and what it is told of the level [B].
 
-        DDPM counts t from 1 to 1000, EDM its grid from 1, the least noise.
+        DDPM counts t from 1 to 1000, ADM from 0 to 999, EDM its grid from 1, the least noise.
         """
         eps, edm = eps.to(images.device), self.config.edm
         if self.config.objective == "ddpm":
             t = torch.full((len(images),), noise, device=images.device)
+            if self.config.layout == "adm":
+                return self.diffusion.noised(images, t, eps), t
             return self.diffusion.noised(images, t - 1, eps), t / T
         sigma = torch.full((len(images),), edm.level(noise), device=images.device)
         return edm.scaled(images + edm.level(noise) * eps, sigma), edm.told(sigma)
@@ -177,11 +201,24 @@ class Ddae(Method):
         if labels is not None:
             raise HarnessError("labels given to DDAE", "no labels")
         start = rng.normal("start", (n, self.data.channels, self.data.size, self.data.size))
-        edm = self.config.objective == "edm"
+        edm, adm = self.config.objective == "edm", self.config.layout == "adm"
         if steps is None:
-            steps = self.config.sample_steps or (18 if edm else 100)
+            steps = self.config.sample_steps or (18 if edm else 250 if adm else 100)
+        if adm:
+            return self.ancestral(start, steps, rng).clamp(-1, 1)
         drawn = self.config.edm.heun(self.network, start, steps) if edm else self.ddim(start, steps)
         return drawn.clamp(-1, 1)
+
+    def ancestral(self, start: Tensor, steps: int, rng: Rng) -> Tensor:
+        """ADM's sampler: `steps` respaced steps with the predicted variance, the clean image clipped."""
+
+        def denoise(x: Tensor, k: int) -> Tensor:
+            return self.network(x, torch.full((len(x),), k, device=x.device)).float()
+
+        def noise(step: int) -> Tensor:
+            return rng.at("step", step).normal("noise", start.shape)
+
+        return ancestral(self.diffusion, denoise, start, self.diffusion.respaced(steps), noise, clip=True)
 
     def ddim(self, start: Tensor, steps: int) -> Tensor:
         """Images of standard normal `start` in `steps` evaluations without fresh noise.
@@ -207,6 +244,8 @@ class Ddae(Method):
 def _block(tap: Tap) -> int:
     return int(tap.layer.removeprefix("out_"))
 
+
+NOISES = {"ddpm": (1, 11, 21), "edm": (3, 4, 5), "adm": (90, 150, 300)}  # the papers', as each counts
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
