@@ -23,7 +23,7 @@ from harness.rng import Rng
 from harness.store import RunFolder, Study
 from tests.harness.made_study import made_run
 
-METHODS = ["mae", "umd", "dit", "lmd"]
+METHODS = ["mae", "umd", "dit", "lmd", "ddae"]
 SPEC = DataSpec("digits", channels=1, size=8, classes=10)
 
 
@@ -55,11 +55,11 @@ def exported(study: Path) -> Method:
     return restored(folder, record, 1.0)
 
 
-def move(method: torch.nn.Module) -> None:
+def move(method: torch.nn.Module, by: float = 0.1) -> None:
     """Every weight away from where training starts: gates and heads that begin at zero would hide a mistake."""
     rng = Rng(1)
     state = {
-        name: value + 0.1 * rng.normal(name, value.shape) if value.is_floating_point() else value
+        name: value + by * rng.normal(name, value.shape) if value.is_floating_point() else value
         for name, value in method.state_dict().items()
         if "pos_embed" not in name and "cls" not in name
     }
@@ -196,13 +196,13 @@ def piped(method: Method, runs: Path, place: Path, monkeypatch) -> HarnessPipeli
     return pipe
 
 
-def made(name: str, **changes) -> Method:
+def made(name: str, by: float = 0.1, **changes) -> Method:
     """A moved network of that method for digits."""
     kind = load_method(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         method = kind.create(dataclasses.replace(kind.recipe("nano", SPEC), **changes), SPEC)
-    move(method)
+    move(method, by)
     return method.requires_grad_(False).eval()
 
 
@@ -220,6 +220,30 @@ def test_diffusers_draws_what_dit_draws_from_the_same_noise(runs, tmp_path, monk
     theirs = pipe(latents=start, num_inference_steps=5, class_labels=labels, output_type="pt").images
     assert ours.std() > 0.1
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+def test_diffusers_draws_what_ddae_draws_from_the_same_noise(runs, tmp_path, monkeypatch):
+    """The last norm's groups and the time code, which diffusers' U-Net has otherwise, among the rest."""
+    method = made("ddae", by=0.02)
+    assert method.config.net.groups != method.config.net.groups_out
+    # Little noise and faint start: an untrained network's estimates would all be clipped, and hide a mistake.
+    method.network.unet.conv_out.weight.mul_(0.01)
+    pipe = piped(method, runs, tmp_path / "pipe", monkeypatch)
+    start = 0.01 * Rng(3).normal("start", (2, 1, 8, 8))
+    ours = method.ddim(start, 5).clamp(-1, 1)
+    theirs = pipe(latents=start, num_inference_steps=5, output_type="pt").images
+    assert ours.std() > 0.1 and ours.abs().quantile(0.7) < 1
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"), [({"objective": "edm"}, "EDM objective"), ({"ddim_schedule": "reference"}, "own schedule")]
+)
+def test_a_ddae_that_diffusers_cannot_say_is_refused(runs, tmp_path, monkeypatch, changes, what):
+    monkeypatch.setattr("harness.export.run.restored", lambda *_: made("ddae", **changes))
+    with pytest.raises(HarnessError, match=what):
+        export_run(runs / "ddae", "diffusers", tmp_path / "pipe")
+    assert not (tmp_path / "pipe").exists()
 
 
 def test_a_user_loads_the_pipeline_as_it_is_told(runs, tmp_path, monkeypatch):
