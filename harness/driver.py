@@ -65,7 +65,8 @@ def run_study(
     with only_writer(place.path):
         asked = StudyRecord(request=study.asked(), keys=_kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")
-        failures = _each(todo, study, place, display, lambda job: _pretrained(job, place, display, stopper))
+        failed: dict[str, Exception] = {}
+        failures = _each(todo, study, place, display, lambda job: _pretrained(job, place, display, stopper, failed))
     return place, failures
 
 
@@ -137,14 +138,37 @@ def _each(
     return failures
 
 
-def _pretrained(job: Job, place: store.Study, display: Display, stopper: Stopper) -> RunRecord:
+def _pretrained(
+    job: Job, place: store.Study, display: Display, stopper: Stopper, failed: dict[str, Exception]
+) -> RunRecord:
+    """The job's record, however its pre-training ended; `failed` has what this command tried in vain, by key."""
     folder = place.run(job.key)
     record = store.read_as(RunRecord, folder.record) if folder.record.exists() else None
     if record is not None and record.state in ENDED:
         return record
     if job.source is not None:
-        return adopt(job, place, _pretrained(job.source, place, display, stopper))
-    return pretrain_run(job, folder, record, display, stopper)
+        return _adopted(job, place, lambda: _pretrained(job.source, place, display, stopper, failed))
+    if job.key in failed:  # a reader does not try its source again
+        raise failed[job.key]
+    try:
+        return pretrain_run(job, folder, record, display, stopper)
+    except Exception as error:
+        failed[job.key] = error
+        raise
+
+
+def _adopted(job: Job, place: store.Study, pretrained: Callable[[], RunRecord]) -> RunRecord:
+    """The record of a reader. A source that fails has readers that failed: they stay in the tables as that."""
+    try:
+        source = pretrained()
+    except (Interrupted, CannotWrite):
+        raise
+    except Exception:
+        record = place.run(job.source.key).record
+        if record.exists():
+            adopt(job, place, store.read_as(RunRecord, record))
+        raise
+    return adopt(job, place, source)
 
 
 @contextmanager

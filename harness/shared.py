@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
+from inspect import getattr_static
 from pathlib import Path
 
 from harness import store
 from harness.files import explain
+from harness.method import Method, Objective
 from harness.plugins import card, load_eval
-from harness.records import Borrowed, EvalRecord, RunRecord
+from harness.records import Borrowed, Cost, EvalRecord, RunRecord
 from harness.resolve import Job
+from harness.rng import Rng
 
-VERBS = {"features": ("taps", "features"), "sample": ("sample",)}
+# What an eval asks of a method that has the verb it needs; one that asks for something else says so in its READS.
+VERBS = {
+    "features": ("taps", "features"),
+    "sample": ("sample",),
+    "labelled": ("labelled", "sample", "pretrain", "optim", "augment", "param_groups", "cached", "sees_labels"),
+}
 
 
 def adopt(job: Job, place: store.Study, source: RunRecord) -> RunRecord:
-    """The run record of `job` made of its source's, with the source's snapshots in its folder."""
+    """The run record of `job` made of its source's, however that ended, with the source's snapshots in its folder."""
     folder = place.run(job.key)
     _link(place.run(job.source.key).snapshots, folder.snapshots, "*.safetensors")
     about = card(job.cell.method)
@@ -32,12 +41,24 @@ def adopt(job: Job, place: store.Study, source: RunRecord) -> RunRecord:
             "key": job.key,
             "cell": job.cell,
             "shared": job.source.key,
+            "cost": _cost(job, source.cost),
             "borrowed": list({loan.what: loan for loan in [*source.borrowed, *own]}.values()),
             "notes": [*about.get("notes", []), note],
         }
     )
     store.write(folder.record, record)
     return record
+
+
+def _cost(job: Job, cost: Cost | None) -> Cost | None:
+    """The source's; what features cost is measured where the reader's are others."""
+    if cost is None or _alike(job, VERBS["features"]):
+        return cost
+    from harness.train import flops
+
+    method = job.build().eval()
+    flop, parameters = flops.feature_cost(method, method.taps()[0], Rng(job.cell.seed))
+    return cost.model_copy(update={"flop_features_img": flop, "parameters_features": parameters})
 
 
 def reads_alike(name: str, job: Job) -> bool:
@@ -47,35 +68,61 @@ def reads_alike(name: str, job: Job) -> bool:
     what its verb needs.
     """
     plugin = load_eval(name)
-    asked = getattr(plugin, "READS", VERBS[plugin.NEEDS])
+    return _alike(job, getattr(plugin, "READS", VERBS[plugin.NEEDS]))
+
+
+def _alike(job: Job, asked: Sequence[str]) -> bool:
+    """Whether reader and source share the code of what is `asked`.
+
+    Of the interface the reader may have the rest to itself. A helper of the source's that it has not kept counts as
+    asked for: nothing tells who calls it.
+    """
     mine, theirs = job.method_class, job.source.method_class
-    return all(getattr(mine, verb) is getattr(theirs, verb) for verb in asked)
+    names = [name for name in dir(theirs) if name == "__init__" or not name.startswith("__")]
+    own = {name for name in names if getattr_static(mine, name, None) is not getattr_static(theirs, name)}
+    return own <= {*vars(Method), *vars(Objective)} - {*asked}
 
 
 def take_over(path: Path, job: Job, folder: Path) -> None:
-    """Write the source's eval record at `path` into `folder` under `job`'s cell, with its pictures."""
-    record = store.read_as(EvalRecord, path)
+    """Write the source's eval record at `path` into `folder` under `job`'s cell, with its pictures.
+
+    Every look at the test split stays on record, also that of an eval of the reader's own that it replaces.
+    """
+    record, own = store.read_as(EvalRecord, path), folder / path.name
     for picture in record.pictures:
         _link(path.parent, folder, picture)
+    before = store.read_as(EvalRecord, own).test_opened if own.exists() else []
     note = f"the weights and features of {job.source.cell.method}, evaluated once"
-    update = {"key": job.key, "cell": job.cell, "shared": job.source.key, "notes": [*record.notes, note]}
-    store.write(folder / path.name, record.model_copy(update=update))
+    update = {
+        "key": job.key,
+        "cell": job.cell,
+        "shared": job.source.key,
+        "test_opened": [*(look for look in before if look not in record.test_opened), *record.test_opened],
+        "notes": [*record.notes, note],
+    }
+    store.write(own, record.model_copy(update=update))
 
 
 def _link(there: Path, here: Path, pattern: str) -> None:
-    """Every file of `there` that fits, in `here` too: a hard link, or a copy where the file system has none."""
+    """Make the files of `here` that fit those of `there`: by hard links, or copies where the file system has none."""
     try:
         here.mkdir(parents=True, exist_ok=True)
-        for path in sorted(there.glob(pattern)):
-            target = here / path.name
-            if target.exists():
-                continue
-            temporary = here / f".{path.name}.tmp"
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(path, temporary)
-            except OSError:
-                shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
+        files = {path.name: path for path in sorted(there.glob(pattern))}
+        for name, path in files.items():
+            _replace(here / name, path)
+        for stale in set(here.glob(pattern)) - {here / name for name in files}:
+            stale.unlink()
     except OSError as error:
         raise explain(error, here) from error
+
+
+def _replace(target: Path, path: Path) -> None:
+    if target.exists() and target.samefile(path):
+        return  # two names of one file: renaming one to the other would leave both
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, target)

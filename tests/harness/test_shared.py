@@ -7,13 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import methods
+from harness import store
 from harness.__main__ import main
 from harness.errors import HarnessError
+from harness.files import write_atomic
 from harness.plugins import card
-from harness.resolve import jobs
+from harness.records import EvalRecord, RunRecord
+from harness.resolve import Job, jobs
+from harness.rng import Rng
+from harness.shared import adopt, reads_alike, take_over
 from harness.study import build
+from harness.train import flops
+from methods.mae.method import Mae
+from methods.umd.method import Umd
+from tests.harness.made_study import COST, made_eval, made_run
 
 READER = """
 from methods.mae.method import Mae
@@ -110,3 +120,85 @@ def test_a_reader_with_a_config_of_its_own_is_refused(tmp_path):
     path.write_text(path.read_text() + "import dataclasses\nOther = METHOD\nOther.Config = type('C', (), {})\n")
     with pytest.raises(HarnessError, match="has a Config of its own"):
         jobs(build({"methods": "other", "budget": "6step"}))
+
+
+def reader(method: str, **verbs: object) -> Job:
+    """The job of a reader of `method`'s weights that has `verbs` to itself; one that is no plugin."""
+    (job,) = jobs(build({"methods": method, "budget": "6step"}))
+    kind = type("Reader", (job.method_class,), {"pretrained_as": method, **verbs})
+    return Job(**vars(job) | {"key": "reader", "method_class": kind, "source": job})
+
+
+def test_a_reader_with_a_helper_of_its_own_is_evaluated_for_itself():
+    assert reads_alike("knn", reader("mae")) and reads_alike("generation", reader("mae"))
+    assert reads_alike("knn", reader("mae", fusion=None)) and not reads_alike("attentive", reader("mae", fusion=None))
+    other = reader("umd", _middle=property(lambda self: 1))  # which `taps` and `features` call
+    assert other.method_class.features is Umd.features
+    assert not reads_alike("knn", other)
+
+
+def test_class_conditional_generation_is_taken_over_where_both_are_trained_and_drawn_alike():
+    assert reads_alike("conditional", reader("umd"))
+    for verb in ("labelled", "sample", "augment", "optim"):
+        assert not reads_alike("conditional", reader("umd", **{verb: lambda self, *_: None})), verb
+
+
+def test_a_source_that_fails_is_tried_once_and_its_readers_stay_in_the_table_as_failed(tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no such luck")
+
+    words = ["--methods", "mae,alike", "--evals", "knn", *BUDGET, "--name", "s", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Mae, "pretrain", broken)
+        assert run_command(monkeypatch, "run", *words) == 1
+    runs = records(tmp_path / "s", "run.json")
+    assert {name: (run["state"], run["attempts"]) for name, run in runs.items()} == {
+        "mae": ("failed", 1),
+        "alike": ("failed", 1),
+    }
+    assert "no such luck" in runs["alike"]["message"]
+    rows = (tmp_path / "s/tables/tables.csv").read_text().splitlines()
+    assert [row for row in rows if "alike, seed 0" in row and "failed" in row]
+    assert run_command(monkeypatch, "run", *words) == 0  # and a later command brings both to their end
+    assert {run["state"] for run in records(tmp_path / "s", "run.json").values()} == {"finished"}
+
+
+def test_a_reader_has_its_sources_snapshots_and_no_others(tmp_path):
+    job, place = reader("mae"), store.Study(tmp_path)
+    theirs, mine = (place.run(key).snapshots for key in (job.source.key, job.key))
+    for name in ("0.0000-ab.safetensors", "1.0000-cd.safetensors"):
+        write_atomic(theirs / name, name)
+    write_atomic(mine / "1.0000-00.safetensors", "of an earlier source, before a kill")
+    for _ in range(2):  # killed before its record was written, it does the same again
+        adopt(job, place, made_run("mae", 0))
+        assert {p.name: p.read_text() for p in mine.iterdir()} == {p.name: p.name for p in theirs.iterdir()}
+
+
+def test_the_cost_of_features_is_that_of_the_reader(tmp_path):
+    place, source = store.Study(tmp_path), made_run("mae", 0)
+    assert adopt(reader("mae"), place, source).cost == COST
+    last = reader("mae", taps=lambda self: Mae.taps(self)[-1:])
+    method = last.build().eval()
+    with torch.no_grad():
+        flop, parameters = flops.feature_cost(method, method.taps()[0], Rng(0))
+    cost = adopt(last, place, source).cost
+    assert (cost.flop_features_img, cost.parameters_features) == (flop, parameters)
+    assert cost.model_copy(update={"flop_features_img": 40.1e6, "parameters_features": 1_000_000}) == COST
+    assert store.read_as(RunRecord, place.run("reader").record).cost == cost
+
+
+def test_what_is_taken_over_replaces_pictures_but_no_look_at_the_test_split(tmp_path):
+    job, source = reader("mae"), made_run("mae", 0)
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder, value, picture in ((there, 2.0, "new"), (here, 9.0, "old")):
+        store.write(folder / "generation.json", made_eval(source, "generation", value))
+        write_atomic(folder / "samples.png", picture)
+    own = made_eval(source, "generation", 9.0)
+    own = own.model_copy(update={"test_opened": [own.test_opened[0].model_copy(update={"by": "its own"})]})
+    store.write(here / "generation.json", own)
+    for _ in range(2):
+        take_over(there / "generation.json", job, here)
+        taken = store.read_as(EvalRecord, here / "generation.json")
+        assert taken.numbers["value"].value == 2.0 and (here / "samples.png").read_text() == "new"
+        assert [look.by for look in taken.test_opened] == ["its own", "generation"]
+        assert not list(here.glob(".*"))
