@@ -28,10 +28,12 @@ def pretrain_run(
     store.write(folder.record, record)
     machine.forget_peak_memory()
     device = machine.device()
-    method = job.build()
-    about = card(job.cell.method)
-    borrowed = [Borrowed(**item) for item in [*about.get("borrowed", []), *method.borrowed()]]
-    record = record.model_copy(update={"borrowed": borrowed, "saw_labels": method.sees_labels})
+    try:
+        method = job.build()
+        record = _known(record, method)
+    except Exception as error:
+        store.write(folder.record, record.model_copy(update={"state": "failed", "message": said(error)}))
+        raise
     store.write(folder.record, record)
     work = Pretraining(
         method=method,
@@ -85,6 +87,14 @@ def _opening(job: Job, before: RunRecord | None) -> RunRecord:
         state="running",
         notes=card(job.cell.method).get("notes", []),
     )
+
+
+def _known(record: RunRecord, method: Method) -> RunRecord:
+    """The record with what the method says of itself before it is trained."""
+    about, preparation = card(record.cell.method), method.preparation()
+    borrowed = [Borrowed(**item) for item in [*about.get("borrowed", []), *method.borrowed()]]
+    saw = method.sees_labels or (preparation is not None and preparation.objective.sees_labels)
+    return record.model_copy(update={"borrowed": borrowed, "saw_labels": saw})
 
 
 def _closing(record: RunRecord, work: Pretraining, method: Method, state: str, message: str | None) -> RunRecord:

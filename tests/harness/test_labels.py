@@ -14,8 +14,9 @@ from harness.config import parse_words
 from harness.data.batches import Batches
 from harness.data.dataset import load
 from harness.display import Plain
+from harness.errors import HarnessError
 from harness.method import Augment, Batch, Loss
-from harness.pretrain_run import pretrain_run
+from harness.pretrain_run import _known, pretrain_run
 from harness.records import RunRecord
 from harness.released.evaluate import _record
 from harness.released.fitted import Fitted
@@ -155,6 +156,22 @@ def test_the_runs_record_says_what_pre_training_saw(tmp_path: Path, labels: bool
     record = pretrain_run(job, folder, None, Plain(), Stopper())
     assert record.saw_labels is labels and record.state == "finished"
     assert store.read_as(RunRecord, folder.record) == record
+
+
+def test_a_method_whose_preparation_sees_labels_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = made_run("mae", 0)
+    assert _known(record, make(ToyLatent)).saw_labels is False
+    monkeypatch.setattr(ToyPart, "sees_labels", True)
+    assert _known(record, make(ToyLatent)).saw_labels is True
+
+
+def test_a_method_that_cannot_be_built_has_failed(tmp_path: Path) -> None:
+    (job,) = jobs(build(parse_words(["methods=dit", "budget=2step", "dit.labels=true", "dit.classes=4"])))
+    folder = RunFolder(tmp_path / job.key)
+    with pytest.raises(HarnessError, match=r"dit\.classes=4 with labels"):
+        pretrain_run(job, folder, None, Plain(), Stopper())
+    record = store.read_as(RunRecord, folder.record)
+    assert record.state == "failed" and record.message == "dit.classes=4 with labels"
 
 
 @pytest.mark.parametrize(("classes", "saw"), [(0, False), (1, False), (1000, True)])
