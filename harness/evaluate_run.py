@@ -1,7 +1,8 @@
 """Evaluating a finished run's snapshots, and the reference rows that stand in every table.
 
 The final weights and the untrained ones (share 0) get the full evals; every snapshot gets the cheap ones, which make
-the anytime curve. What has a record with the same settings and protocol is not done again.
+the anytime curve. What has a record with the same settings and protocol is not done again. An eval that fails is told
+at the end, when the others are done.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from harness import checkpoint, machine, store
 from harness.config import plain
 from harness.data.dataset import Dataset
 from harness.display import Display
-from harness.errors import HarnessError
+from harness.errors import CannotWrite, HarnessError, said
 from harness.evaluation import Context, Subject, can, evaluate
 from harness.ledger import Ledger
 from harness.method import Method
@@ -31,7 +32,8 @@ FULL = (0.0, 1.0)
 
 
 def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Display) -> None:
-    """Whatever evals of the study this run lacks."""
+    """Whatever evals of the study this run lacks. Raises HarnessError, naming them, where some fail."""
+    failed: dict[str, Exception] = {}
     folder = study_folder.run(job.key)
     configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
     shares = sorted({*FULL, *job.train.snapshots})
@@ -43,7 +45,8 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
         missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
         if job.source is not None:
-            missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, share, cheap)]
+            theirs = study_folder.run(job.source.key).evals(share, cheap)
+            missing = [n for n in missing if not _taken_over(n, configs[n], job, theirs, place, weights.name)]
         if not missing:
             continue
         quick = " (quick)" if cheap else ""
@@ -51,8 +54,9 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         method = job.build()
         method.load_state_dict(checkpoint.load_snapshot(weights))
         context = _context(method, job.data, job.cell.seed, place, study_folder.cache(), cheap)
-        for name in missing:
-            _run_eval(name, context, configs[name], subject, place)
+        where = f" at {share:g} of the budget{quick}"
+        failed |= _run_evals({name: configs[name] for name in missing}, context, subject, place, where)
+    _tell(failed)
 
 
 def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool:
@@ -70,13 +74,12 @@ def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | 
     return same == (plain(config), load_eval(name).PROTOCOL, data.revision, snapshot)
 
 
-def _taken_over(name: str, config: Any, job: Job, place: store.Study, share: float, cheap: bool) -> bool:
+def _taken_over(name: str, config: Any, job: Job, theirs: Path, place: Path, snapshot: str) -> bool:
     """Take the eval's record over from the run that `job` reads, where `job` would find the same; whether it was."""
-    there = place.run(job.source.key).evals(share, cheap) / f"{name}.json"
-    weights = checkpoint.find_snapshot(place.run(job.key).snapshots, share)
-    if not reads_alike(name, job) or not _is_done(there, name, config, job.data, weights and weights.name):
+    there = theirs / f"{name}.json"
+    if not reads_alike(name, job) or not _is_done(there, name, config, job.data, snapshot):
         return False
-    take_over(there, job, place.run(job.key).evals(share, cheap))
+    take_over(there, job, place)
     return True
 
 
@@ -107,6 +110,31 @@ def _context(method: Method, data: Dataset, seed: int, place: Path, cache: Path,
     )
 
 
+def _run_evals(
+    configs: dict[str, Any], context: Context, subject: Subject, place: Path, where: str = ""
+) -> dict[str, Exception]:
+    """Every eval of `configs`; the error of each that failed, by its name and `where`."""
+    failed: dict[str, Exception] = {}
+    for name, config in configs.items():
+        try:
+            _run_eval(name, context, config, subject, place)
+        except CannotWrite:
+            raise
+        except Exception as error:
+            failed[f"{name}{where}"] = error
+    return failed
+
+
+def _tell(failed: dict[str, Exception]) -> None:
+    """Raise what failed as one error: a line for each, all of them in its traceback."""
+    if not failed:
+        return
+    first, *others = [f"{name}: {said(error)}" for name, error in failed.items()]
+    errors = list(failed.values())
+    more = f" (and {len(others)} more evals)" if others else ""
+    raise HarnessError("\n".join([first + more, *others])) from ExceptionGroup("evals that failed", errors)
+
+
 def _run_eval(name: str, context: Context, config: Any, subject: Subject, place: Path) -> None:
     environment = machine.environment(context.precision, compiled=False)
     record = evaluate(name, context, config, subject=subject, environment=environment)
@@ -124,13 +152,12 @@ def evaluate_as(
 ) -> list[str]:
     """The evals of `configs` in full, as far as `place` lacks their records; returns the names of those it ran.
 
-    `build` is called only when there is something to do.
+    `build` is called only when there is something to do. Raises HarnessError, naming them, where some fail.
     """
     missing = [n for n, c in configs.items() if not _is_done(place / f"{n}.json", n, c, data, subject.snapshot)]
     if missing:
         context = _context(build(), data, subject.cell.seed if subject.cell else 0, place, cache, cheap=False)
-        for name in missing:
-            _run_eval(name, context, configs[name], subject, place)
+        _tell(_run_evals({name: configs[name] for name in missing}, context, subject, place))
     return missing
 
 
@@ -138,6 +165,7 @@ def evaluate_references(data: Dataset, study: Study, place: store.Study, display
     """The rows every table needs beside the methods: raw pixels, and real images drawn instead of samples."""
     from evals._references import REFERENCES
 
+    failed: dict[str, Exception] = {}
     for (title, reference), size in itertools.product(REFERENCES.items(), study.size):
         folder = place.reference(data.spec.name, title, size)
         configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
@@ -146,5 +174,5 @@ def evaluate_references(data: Dataset, study: Study, place: store.Study, display
             continue
         display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(missing)}")
         context = _context(reference(data), data, 0, folder, place.cache(), cheap=False)
-        for name, config in missing.items():
-            _run_eval(name, context, config, Subject(reference=title, size=size), folder)
+        failed |= _run_evals(missing, context, Subject(reference=title, size=size), folder, f" of {title}, {size}")
+    _tell(failed)

@@ -203,6 +203,24 @@ def test_an_eval_that_fails_is_told_and_the_command_says_so(tmp_path, harness, m
     assert not list(tmp_path.glob("eval/runs/*/error.txt"))
 
 
+def test_an_eval_that_fails_does_not_stop_the_others(tmp_path, harness, monkeypatch):
+    from evals import knn
+
+    def broken(*_):
+        raise RuntimeError("no neighbours")
+
+    monkeypatch.setattr(knn, "evaluate", broken)
+    words = [*TINY, "--evals", "knn,linear", "--name", "eval", "--out", str(tmp_path)]
+    status, out, _ = harness("run", *words)
+    assert status == 1
+    assert "mae digits nano 6step seed 0: knn at 0 of the budget: RuntimeError: no neighbours (and 4 more evals)" in out
+    assert "failed    references of digits: knn of raw pixels, nano: RuntimeError: no neighbours (see" in out
+    assert {p.parent.name for p in tmp_path.glob("eval/runs/*/evals/*/linear.json")} >= {"0.0000", "1.0000"}
+    assert list(tmp_path.glob("eval/references/*/*/linear.json"))
+    (trace,) = (p.read_text() for p in tmp_path.glob("eval/runs/*/error.txt"))
+    assert trace.count("no neighbours") >= 5 and "in broken" in trace
+
+
 def test_methods_of_an_earlier_command_stay_in_the_tables(study, harness):
     from harness.report.tables import of_study
     from harness.store import Study
