@@ -10,10 +10,10 @@ import math
 
 import torch
 
-from harness.budget import Budget, Meter, images_left
+from harness.budget import Budget, Meter, check_devices, images_left
 from harness.data.batches import Batches
 from harness.data.dataset import Part
-from harness.errors import HarnessError
+from harness.errors import Diverged, HarnessError
 from harness.ledger import Ledger
 from harness.method import Method
 from harness.records import Spend
@@ -33,18 +33,20 @@ class Finetune:
         self.method, self.part, self.mirror = method, part, mirror
         self.budget, self.batch_size, self.rng = budget, batch_size, rng
         self.device = torch.device(rng.device)
+        check_devices(budget, gpus=int(self.device.type == "cuda"))
         self.precision = calibrate.by_device(self.device)
         self.ledger, self.flop, self.step, self.img = Ledger(), 0.0, 0, 0
         self.flop_per_image = self.loss = math.nan
 
     def run(self) -> Spend:
         """Train; the method is left with the averaged weights, frozen, ready to be evaluated."""
-        with self.ledger.account("prepare"):
-            latents = self._latents()
-        stage = self._stage(latents)
+        stage = self._stage(self._latents())
         stage.warm_up()
-        with self.ledger.account("train"):
-            run_stage(stage, lambda: self.budget.spent(self.meter()), self._count)
+        try:
+            with self.ledger.account("train"):
+                run_stage(stage, lambda: self.budget.spent(self.meter()), self._count)
+        except Diverged as error:  # of the run, that would say that its pre-training did
+            raise HarnessError(f"the fine-tune of {self.budget} diverged: {error}", "a finite loss") from error
         self.loss = stage.loss
         self.method.load_state_dict(stage.weights())
         self.method.requires_grad_(False).eval()
@@ -60,7 +62,8 @@ class Finetune:
         if not views:
             return None
         self.flop += encoding_flop(self.method, self.part.images, views, self.device)
-        return encode(self.method, self.part.images, views, self.device, self.precision)
+        with self.ledger.account("prepare"):
+            return encode(self.method, self.part.images, views, self.device, self.precision)
 
     def _stage(self, latents: torch.Tensor | None) -> Stage:
         method, rng = self.method.train(), self.rng
@@ -78,7 +81,11 @@ class Finetune:
         begun = self.meter()
         planned = images_left(self.budget, begun, self.batch_size, len(self.part), self.flop_per_image)
         if self.budget.spent(begun) >= 1 or (planned is not None and planned < 1):
-            raise HarnessError(f"the budget {self.budget} is too small to train on", "room for at least one step")
+            raise HarnessError(
+                f"the fine-tune's budget {self.budget} is too small to train on",
+                "room for at least one step",
+                "a larger budget of the eval; the run's own has nothing to do with it",
+            )
         return Stage(
             name="train",
             objective=method,

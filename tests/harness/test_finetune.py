@@ -22,6 +22,15 @@ class Sees(ToyLatent):
         return super().pretrain(batch, progress, rng)
 
 
+class Breaks(Toy):
+    """Its sixth step is not finite."""
+
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        loss = super().pretrain(batch, progress, rng)
+        broken = rng.path[-2:] == ("step", 5)
+        return loss._replace(total=loss.total * float("nan")) if broken else loss
+
+
 def tune(budget: str, method: Toy | None = None, seed: int = 0, mirror: bool = True) -> Finetune:
     return Finetune(method or build(), toy_part(), mirror, parse_budget(budget), 8, Rng(seed).at("tune"))
 
@@ -94,3 +103,28 @@ def test_a_latent_method_trains_on_its_latents_with_their_labels(mirror: bool) -
 def test_a_budget_below_one_step_is_refused() -> None:
     with pytest.raises(HarnessError, match="too small to train on"):
         tune("1flop").run()
+
+
+def test_a_fine_tune_that_diverges_is_not_taken_for_the_run() -> None:
+    with pytest.raises(HarnessError, match=r"the fine-tune of 20step diverged: non-finite loss \(nan\) at step 6"):
+        tune("20step", build(Breaks)).run()
+
+
+def test_gpu_time_is_refused_where_there_is_no_gpu() -> None:
+    with pytest.raises(HarnessError, match="counted in GPU time and this machine has no GPU"):
+        tune("5gpu-min")
+
+
+def test_measuring_what_encoding_costs_is_no_part_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness.ledger
+    from harness.train import finetune
+
+    def slow(*_) -> float:
+        CLOCK.now += 5.0
+        return 1.0
+
+    monkeypatch.setattr(harness.ledger, "time", CLOCK)
+    monkeypatch.setattr(finetune, "encoding_flop", slow)
+    method = build(Sees)
+    method.part.requires_grad_(False)
+    assert tune("0.1s", method).run().wall_s == pytest.approx(0.1, abs=Toy.step_s / 2)
