@@ -83,7 +83,7 @@ class Statistics(NamedTuple):
 def inception(path: Path, device: torch.device | str) -> Extractor:
     """torch-fidelity's Inception with weights from `path`. Raises HarnessError for a file that is not those."""
     expected = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
-    next_step = "set generation.inception (or HARNESS_INCEPTION) to that file, or unset it for the stand-in classifier"
+    next_step = "set the eval's `inception` (or HARNESS_INCEPTION) to that file, or unset it for the stand-in"
     if not path.is_file():
         raise HarnessError(f"no Inception weights at {path}", expected, next_step)
     try:

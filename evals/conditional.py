@@ -43,12 +43,13 @@ class Config:
     rows: int = 10  # of the picture at most
 
     def __post_init__(self) -> None:
-        parse_budget(self.budget)
+        # One spelling, so that "50 epoch" and "50epoch" are one setting.
+        object.__setattr__(self, "budget", str(parse_budget(self.budget)))
         if self.samples < 100:
             raise ValueError("a distance from fewer than 100 samples says nothing")
         if min(self.batch_size, self.chunk, self.columns, self.rows) < 1:
             raise ValueError("batch_size, chunk, columns and rows must be positive")
-        if not self.guidance or len(set(self.guidance)) < len(self.guidance):
+        if not self.guidance or len({f"{scale:g}" for scale in self.guidance}) < len(self.guidance):
             raise ValueError("guidance is one scale or several different ones")
 
 
@@ -106,6 +107,8 @@ def _with_labels(context: Context, config: Config) -> tuple[Method, dict[str, An
         "precision": work.precision,
         "loss": round(work.loss, 6),
         "optim": plain(method.optim(config.batch_size)),
+        "augment": plain(method.augment()),
+        "method": plain(method.config),
     }
     said = f"after a labelled fine-tune of {budget} on all of train: {spend.img:,.0f} images, {spend.flop:.2e} FLOP"
     return method, {"finetune": about}, [said]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -24,11 +24,17 @@ from tests.evals.kit import CLASSES, SIZE, Toy, context, toy_data
 CONFIG = conditional.Config(budget="40step", batch_size=30, samples=150, chunk=64)
 
 
+@dataclass(frozen=True)
+class Paint:
+    grain: float = 0.1
+
+
 class Painter(Toy):
     """Draws one picture, with a little noise; with labels a picture for each class, which it can learn."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = Paint()
         self.base = nn.Parameter(torch.zeros(1, SIZE, SIZE))
 
     def labelled(self) -> Painter:
@@ -134,6 +140,8 @@ def test_its_own_budget_is_spent_and_shown(tmp_path, budget, steps, images):
     record = run(context(tmp_path, Painter(), data()), replace(CONFIG, budget=budget, guidance=(1.0,)))
     about = record.chosen["finetune"]
     assert about["budget"] == record.config["budget"] == budget
+    assert about["optim"]["lr_peak"] == 0.05 and about["augment"]["mirror"] is False
+    assert about["method"] == {"grain": 0.1}
     spend = about["spend"]
     assert (spend["step"], spend["img"], spend["share"]) == (steps, images, 1.0)
     assert 0 < spend["wall_s"] <= record.ledger["evaluate"] + 1e-3, "its seconds are on the account `evaluate`"
@@ -145,7 +153,13 @@ def test_a_budget_that_cannot_be_read_is_refused():
         conditional.Config(budget="10sep")
 
 
-@pytest.mark.parametrize("odd", [{"samples": 99}, {"guidance": ()}, {"guidance": (1.5, 1.5)}, {"columns": 0}])
+def test_a_budget_has_one_spelling():
+    assert conditional.Config(budget="50 epochs") == conditional.Config(budget="50epoch")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"samples": 99}, {"guidance": ()}, {"guidance": (1.5, 1.5)}, {"guidance": (1.0, 1.0000001)}, {"columns": 0}]
+)
 def test_odd_settings_are_refused(odd):
     with pytest.raises(ValueError, match=r"fewer than 100|guidance is|must be positive"):
         conditional.Config(**odd)
