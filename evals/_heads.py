@@ -7,8 +7,9 @@ difformer_diffeed, section 9, pitfall 3.)
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from harness.evaluation.features import CHUNK, Images
 from harness.method import Tap
 from harness.rng import Rng
+from harness.train import flops
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ class ImageExamples:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head of the best rate, and the score (top-1 % on select) of each."""
+    """The head of the best rate, the score (top-1 % on select) of each, and what training one took."""
 
     head: nn.Module
     rate: float
     scores: dict[str, float]
+    images: int  # different ones
+    fit_s: float  # of the head of the best rate
+    fit_flop: float  # of one head; what it learns from counts only where the head makes it (ImageExamples)
 
 
 def best_of(
@@ -90,12 +95,16 @@ def best_of(
     device: torch.device,
 ) -> Fitted:
     """A head for each rate, from the same start in the same order; among equal scores the lower rate wins."""
-    found: dict[float, tuple[float, nn.Module]] = {}
+    cost = fit_flop(built(build, rng).to(device), fit, epochs, batch, rng)
+    found: dict[float, Fitted] = {}
+    scores: dict[str, float] = {}
     for rate in sorted(recipe.rates):
+        begin = time.perf_counter()
         head = train(built(build, rng).to(device), recipe, rate, fit, epochs, batch, rng)
-        found[rate] = top1(head, select, rng.at("select")), head
-    best = max(sorted(found), key=lambda rate: (found[rate][0], -rate))
-    return Fitted(found[best][1], best, {f"{rate:g}": round(score, 3) for rate, (score, _) in found.items()})
+        found[rate] = Fitted(head, rate, scores, len(fit.labels), time.perf_counter() - begin, cost)
+        scores[f"{rate:g}"] = top1(head, select, rng.at("select"))
+    best = max(found, key=lambda rate: (scores[f"{rate:g}"], -rate))
+    return replace(found[best], scores={rate: round(score, 3) for rate, score in scores.items()})
 
 
 def built(build: Callable[[], nn.Module], rng: Rng) -> nn.Module:
@@ -119,11 +128,25 @@ def train(head: nn.Module, recipe: Recipe, rate: float, fit: Examples, epochs: i
         index = order[place * batch : (place + 1) * batch]
         for group in optimizer.param_groups:
             group["lr"] = rate * course(recipe.course, step, steps)
-        loss = F.cross_entropy(fit.run(head, index, rng.at("step", step)).float(), fit.labels[index].to(device))
         optimizer.zero_grad()
-        loss.backward()
+        _loss(head, fit, index, rng.at("step", step)).backward()
         optimizer.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # who times this call times its work
     return head
+
+
+def _loss(head: nn.Module, fit: Examples, index: Tensor, rng: Rng) -> Tensor:
+    logits = fit.run(head, index, rng).float()
+    return F.cross_entropy(logits, fit.labels[index].to(logits.device))
+
+
+def fit_flop(head: nn.Module, fit: Examples, epochs: int, batch: int, rng: Rng) -> float:
+    """FLOPs of `train`, measured on one batch; `head` is not to be used afterwards."""
+    n, batch = len(fit.labels), min(batch, len(fit.labels))
+    head.train()
+    step = flops.count(lambda: _loss(head, fit, torch.arange(batch), flops.any_seed(rng)).backward())
+    return step * epochs * (n // batch)
 
 
 def course(name: str, step: int, steps: int) -> float:

@@ -88,13 +88,14 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     with context.choosing():
         fitted = _fit_on_maps(context, config, reads)
         fed = _fit_feedback(context, config)
+    _book_fits(context, [*fitted.values(), *([fed] if fed else [])])
     right = _right(context, config, {name: (head, reads[name]) for name, head in fitted.items()})
     if fed is not None:
         fitted["feedback"], right["feedback"] = fed, _right_fed(context, fed)
-    chosen: dict[str, Any] = {"tap": str(choice.tap), "attention_tap": str(tap), "tap_scores": choice.scores}
+    chosen: dict[str, Any] = {"tap": str(tap), "probe_tap": str(choice.tap), "tap_scores": choice.scores}
     chosen["fusion_taps"] = [[str(t) for t in level] for level in reads["fusion"]]
     for name, found in fitted.items():
-        chosen[name] = {"rate": found.rate, "rate_scores": found.scores, "parameters": _count(found)}
+        chosen[name] = {"rate": found.rate, "rate_scores": found.scores, **_cost(found)}
     numbers = {f"{name}_top1": _number(name, config, found, right[name]) for name, found in fitted.items()}
     return Outcome(numbers, chosen, choice.trials + sum(len(found.scores) for found in fitted.values()))
 
@@ -154,17 +155,24 @@ def _kept(context: Context, config: Config, taps: list[Tap], part: Any, limit: i
 
 def _fit_feedback(context: Context, config: Config) -> Fitted | None:
     """The method's own head that runs its network, where it has one; with fresh noise in every step."""
-    from evals._heads import RECIPES, ImageExamples, best_of
+    from evals._heads import RECIPES, ImageExamples, best_of, built
 
     head = partial(context.method.feedback_head, context.data.spec.classes, _measures(context, config))
-    if head() is None:
+    rng = context.rng.at("attentive", "feedback")
+    if built(head, rng) is None:
         return None
     fit, select = (
         ImageExamples(context.part(part).first(limit))
         for part, limit in (("fit", config.feedback_images), ("select", config.select_images))
     )
-    rng = context.rng.at("attentive", "feedback")
     return best_of(head, RECIPES[config.recipe], fit, select, config.feedback_epochs, config.batch, rng, context.device)
+
+
+def _book_fits(context: Context, fitted: Sequence[Fitted]) -> None:
+    """What is trained with labels is evaluation; choosing is what was tried beside it (card, section 8)."""
+    fit_s = sum(found.fit_s for found in fitted)
+    context.ledger.add("select", -fit_s)
+    context.ledger.add("evaluate", fit_s)
 
 
 def _side(context: Context, config: Config) -> int:
@@ -209,8 +217,10 @@ def _right_fed(context: Context, fed: Fitted) -> Tensor:
 # -- the record -------------------------------------------------------------------------------------------------------
 
 
-def _count(fitted: Fitted) -> int:
-    return sum(p.numel() for p in fitted.head.parameters())
+def _cost(fitted: Fitted) -> dict[str, float]:
+    """The head's size and what training it took; its seconds are in the ledger."""
+    size = sum(p.numel() for p in fitted.head.parameters())
+    return {"parameters": size, "images": fitted.images, "fit_flop": fitted.fit_flop}
 
 
 def _number(name: str, config: Config, fitted: Fitted, right: Tensor) -> Number:

@@ -17,6 +17,7 @@ from harness.evaluation.features import CHUNK
 from harness.method import Method, Tap
 from harness.rng import Rng
 from tests.evals.kit import CLASSES, SIZE, Toy, ToyData, context, toy_data
+from tests.toys import CLOCK
 
 WHO = Subject(reference="toy")
 SMALL = attentive.Config(
@@ -93,7 +94,7 @@ def test_the_record_says_what_was_tried_and_how_large_the_heads_are(tmp_path):
     found = record(tmp_path)
     assert found.trials == 4 + 3 + 3
     assert found.chosen["fusion_taps"] == [["block1", "block2"], ["block1@5", "block2@5"]]
-    assert found.chosen["tap"] == "cls" and found.chosen["attention_tap"] == "block2"
+    assert found.chosen["probe_tap"] == "cls" and found.chosen["tap"] == "block2"  # tables show what the head reads
     for name in ("attention", "fusion"):
         about = found.chosen[name]
         assert list(about["rate_scores"]) == ["0.001", "0.003", "0.01"]
@@ -108,10 +109,10 @@ def test_the_feedback_head_is_trained_where_there_is_one(tmp_path):
     number = found.numbers["feedback_top1"]
     assert number.n == 120 and "120 images of train for 3 epochs" in number.note and number.value > 60
     assert found.trials == 4 + 3 + 3 + 3
-    # Three trainings of 3 epochs of 4 batches, each scored on select once, then the test part: never trained in eval
-    # mode, never scored in train mode.
-    assert [mode for mode, _ in method.seen] == 3 * (12 * [True] + [False]) + [False]
-    trained = [draw for mode, draw in method.seen if mode]
+    # One batch to measure the cost, three trainings of 3 epochs of 4 batches, each scored on select once, then the test
+    # part: never trained in eval mode, never scored in train mode.
+    assert [mode for mode, _ in method.seen] == [True] + 3 * (12 * [True] + [False]) + [False]
+    trained = [draw for mode, draw in method.seen if mode][1:]
     assert (
         trained[:12] == trained[12:24] and len(set(trained)) == 12
     )  # fresh noise in every step, the same for each rate
@@ -142,9 +143,36 @@ def test_equal_input_gives_equal_bits(tmp_path):
     assert one == two
 
 
-def test_time_is_booked_to_choosing_and_evaluating(tmp_path):
-    ledger = record(tmp_path).ledger
-    assert ledger["select"] > ledger["evaluate"] > 0
+def test_the_heads_own_training_is_evaluation_and_the_rest_is_choosing(tmp_path, monkeypatch):
+    import harness.ledger
+
+    train = _heads.train
+
+    def takes_a_second(*args) -> nn.Module:
+        CLOCK.now += 1.0
+        return train(*args)
+
+    for module in (_heads, harness.ledger):
+        monkeypatch.setattr(module, "time", CLOCK)
+    monkeypatch.setattr(_heads, "train", takes_a_second)
+    ledger = record(tmp_path, Fed()).ledger
+    assert ledger == {"select": 6.0, "evaluate": 3.0, "sample": 0.0}, "three heads at three rates"
+
+
+def test_the_record_has_what_training_a_head_cost(tmp_path):
+    found = record(tmp_path, Fed())
+    n, epochs, batch = 120, 3, 30
+    assert found.chosen["feedback"]["images"] == n
+    # Its one product: forward, back to its weights, and back to what it is given, as the norm before it learns too.
+    assert found.chosen["feedback"]["fit_flop"] == 3 * (2 * batch * SIZE * CLASSES) * epochs * (n // batch)
+    assert found.chosen["fusion"]["fit_flop"] > found.chosen["attention"]["fit_flop"] > 0
+
+
+def test_the_global_random_state_is_left_alone(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    record(tmp_path, Fed())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_snapshots_and_methods_without_maps_have_no_record(tmp_path):
