@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from backbones.labels import dropped
+from harness.errors import HarnessError
 from harness.method import Batch, Loss
 from harness.rng import Rng
 from methods.umd.method import Umd
@@ -33,7 +34,10 @@ class LabelledUmd(Umd):
     @classmethod
     def of(cls, old: Umd) -> LabelledUmd:
         """The network of `old` with a label table; its weights are not taken over yet."""
-        return cls(replace(old.config, classes=old.config.classes or old.data.classes, **RECIPE), old.data)
+        classes = old.config.classes or old.data.classes
+        if classes < old.data.classes:
+            raise HarnessError(f"umd.classes={classes} for labels", f"at least the data set's {old.data.classes}, or 0")
+        return cls(replace(old.config, classes=classes, **RECIPE), old.data)
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
         draws = self.draws(batch.images, rng)

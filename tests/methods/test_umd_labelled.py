@@ -57,3 +57,8 @@ def test_fine_tuned_samples_are_guided_as_told():
     torch.nn.init.normal_(method.network.label_table.weight)
     plain, own, guided = (method.sample(2, Rng(0), labels, steps=3, guidance=g) for g in (1.0, None, 2.0))
     assert plain.equal(own) and not plain.equal(guided)
+
+
+def test_a_table_with_too_few_rows_is_refused():
+    with pytest.raises(HarnessError, match=r"umd\.classes=2 for labels"):
+        small(classes=2).labelled()
