@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, said
 from harness.method import SIZES, DataSpec, Method
 from harness.plugins import load_method, method_plugins
 
@@ -73,7 +73,8 @@ def _batch(method: Method, spec: DataSpec):
 
     with torch.no_grad():
         latents = method.cached(_images(spec))
-    return Batch(_images(spec)) if latents is None else Batch(None, latents)
+    labels = torch.zeros(IMAGES, dtype=torch.int64) if method.sees_labels else None
+    return Batch(_images(spec) if latents is None else None, latents, labels)
 
 
 def measures(resolution: int) -> Iterator[Measure | str]:
@@ -92,7 +93,7 @@ def measures(resolution: int) -> Iterator[Measure | str]:
             try:
                 yield measure(name, size, resolution)
             except Exception as error:  # a plugin that reads numbers of its tensors while it runs
-                yield f"{name} at {size}, {resolution} px cannot be counted without running it: {error}"
+                yield f"{name} at {size}, {resolution} px could not be counted: {said(error)}"
 
 
 def show() -> None:

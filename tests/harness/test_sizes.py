@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from harness.method import Batch, DataSpec
 from harness.plugins import load_method, method_plugins
 from harness.rng import Rng
 from harness.train import flops
+from methods.dit.method import Dit
 
 
 @pytest.mark.parametrize("name", sorted(method_plugins()))
@@ -24,6 +27,17 @@ def test_counts_are_those_of_the_network_that_runs(name: str) -> None:
     assert found.parameters == sum(p.numel() for p in method.parameters() if p.requires_grad)
     assert found.features_flop == flops.feature_cost(method, method.taps()[0], Rng(0))[0]
     assert found.forward_flop == flops.forward_flop_per_image(method.train(), batch, Rng(0))
+
+
+def test_a_method_that_sees_labels_is_counted_with_some(monkeypatch) -> None:
+    def recipe(size: str, data: DataSpec):
+        return dataclasses.replace(Dit.recipe(size, data), labels=True)
+
+    free = sizes.measure("dit", "nano", 32)
+    labelled = type("Labelled", (Dit,), {"recipe": staticmethod(recipe)})
+    monkeypatch.setattr(sizes, "load_method", lambda name: labelled)
+    width = Dit.recipe("nano", DataSpec("32 px", 3, 32, 10)).trunk.width
+    assert sizes.measure("dit", "nano", 32).parameters == free.parameters + 11 * width
 
 
 def test_off_is_a_share_of_the_yardstick() -> None:
@@ -42,5 +56,5 @@ def test_what_cannot_be_counted_is_said_and_the_rest_is_listed(monkeypatch, caps
     monkeypatch.setattr(sizes, "RESOLUTIONS", (32,))
     sizes.show()
     printed = capsys.readouterr().out
-    assert "mae at nano, 32 px cannot be counted without running it: reads a number" in printed
+    assert "mae at nano, 32 px could not be counted: RuntimeError: reads a number" in printed
     assert "umd" in printed and "2.00" in printed
