@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TITLE = "attention and fusion heads"
 PROTOCOL = 1
 NEEDS = "features"
+FULL_ONLY = True
 READS = ("taps", "features", "maps", "fusion", "feedback_head")  # methods equal in these would find the same
 
 Levels = list[list["Tap"]]

@@ -60,9 +60,14 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
 
 
 def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool:
-    """Samples are drawn from the final weights only: at the quick evals' count a distance says nothing."""
-    needs = load_eval(name).NEEDS
-    return can(method, needs) and (needs == "features" or (share == 1.0 and not cheap))
+    """Samples are drawn from the final weights only: at the quick evals' count a distance says nothing.
+
+    What never runs on snapshots is not asked there: it would leave no record, and be asked again by every command.
+    """
+    plugin = load_eval(name)
+    if not can(method, plugin.NEEDS) or (cheap and getattr(plugin, "FULL_ONLY", False)):
+        return False
+    return plugin.NEEDS == "features" or (share == 1.0 and not cheap)
 
 
 def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | None = None) -> bool:

@@ -7,6 +7,12 @@ An eval is a module `evals/<name>.py` (or an entry point in the group `harness.e
     Config, recipe(size)        its settings as a frozen dataclass, and their values for a size
     evaluate(context, config)   -> Outcome, or None where it does not run (a snapshot it is too dear for)
 
+and, where they hold,
+
+    FULL_ONLY = True            it is too dear for snapshots, and is not asked for them
+    READS                       what of a method's code its numbers rest on, where that is more than NEEDS tells:
+                                methods that share a pre-training and these are evaluated once (harness/shared.py)
+
 Evals import heavy libraries inside their functions, because `harness list` reads their titles.
 """
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evals import _heads, attentive, linear
 from harness.data.dataset import Part
 from harness.errors import HarnessError
+from harness.evaluate_run import _applies
 from harness.evaluation import Choice, Subject, evaluate
 from harness.evaluation.features import CHUNK
 from harness.method import Method, Tap
@@ -173,6 +174,11 @@ def test_the_global_random_state_is_left_alone(tmp_path):
     before = torch.get_rng_state()
     record(tmp_path, Fed())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_is_asked_of_whole_evaluations_only():
+    applies = {(share, cheap): _applies("attentive", Places, share, cheap) for share in (0, 0.5, 1) for cheap in (0, 1)}
+    assert [place for place, yes in applies.items() if yes] == [(0, 0), (0.5, 0), (1, 0)]
 
 
 def test_snapshots_and_methods_without_maps_have_no_record(tmp_path):
