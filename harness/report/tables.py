@@ -19,7 +19,8 @@ REPRESENTATION = (
     f"that is no better than its own untrained network or than raw pixels. {SEEDS} {ABSENT}"
 )
 GENERATION = (
-    f"Samples drawn with the weights that gave the features; “real images” are real against real. {SEEDS} {ABSENT}"
+    "Samples drawn with the weights that gave the features, unless a note names a fine-tune; “real images” are real "
+    f"against real. {SEEDS} {ABSENT}"
 )
 WALL_CLOCK = (
     "Means over seeds; spend against budget from the lowest seed to the highest. Only accounts marked as "
