@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness import store
 from harness.display import duration
+from harness.driver import ENDED
 from harness.records import RunRecord
 from harness.resolve import Job, jobs
 from harness.study import Study
@@ -22,7 +23,9 @@ def show_plan(study: Study, out: Path, data_dir: Path | None) -> None:
     owed: dict[str, float] = {}  # seconds, once per pre-training, however many read it
     for job in todo:
         source = job.source or job
-        state, share = _standing(place, job if place.run(job.key).record.exists() else source)
+        state, share = _standing(place, job)
+        if state not in ENDED:  # a reader's record says how its source stood when it was last asked
+            state, share = _standing(place, source)
         owed_s = job.budget.limit * (1 - share) if job.budget.is_time else None
         price = _price(job, share, owed_s) if source.key not in owed else f"shared with {source.cell.method}"
         owed.setdefault(source.key, owed_s or 0.0)

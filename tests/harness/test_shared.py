@@ -15,7 +15,7 @@ from harness.__main__ import main
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.plugins import card
-from harness.records import EvalRecord, RunRecord
+from harness.records import EvalRecord, RunRecord, Spend
 from harness.resolve import Job, jobs
 from harness.rng import Rng
 from harness.shared import adopt, reads_alike, take_over
@@ -105,6 +105,17 @@ def test_the_plan_charges_it_once(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.count("shared with mae") == 2
     assert "still to charge: 10:00" in printed
+
+
+def test_the_plan_knows_how_far_the_source_is_where_a_reader_failed(tmp_path, monkeypatch, capsys):
+    (job,) = jobs(build({"methods": "alike", "budget": "10min"}))
+    place = store.Study(tmp_path / "s")
+    for key, state, share in ((job.key, "failed", 0.2), (job.source.key, "interrupted", 0.5)):
+        store.write(place.run(key).record, made_run("mae", 0, key=key, state=state, spend=Spend(share=share)))
+    words = ["--methods", "alike", "--budget", "10min", "--name", "s", "--out", str(tmp_path)]
+    assert run_command(monkeypatch, "plan", *words) == 0
+    printed = capsys.readouterr().out
+    assert "interrupted" in printed and "still to charge: 5:00" in printed
 
 
 def test_settings_of_what_is_read_hold_for_its_readers():
