@@ -146,7 +146,7 @@ def _kept(context: Context, config: Config, taps: list[Tap], part: Any, limit: i
             needed = sum(m.nbytes for m in chunk.values()) / len(chunk[taps[0]]) * n / 1e9
             if needed > config.memory_gb:
                 raise HarnessError(
-                    f"the maps of {n} images at {len(taps)} taps take {needed:.1f} GB",
+                    f"the maps of {n} images at {len(taps)} tap(s) take {needed:.3g} GB",
                     f"at most {config.memory_gb:g} GB (attentive.memory_gb)",
                     "a smaller attentive.images or attentive.side, the same for every method",
                 )

@@ -136,7 +136,7 @@ def _tell(failed: dict[str, Exception]) -> None:
         return
     first, *others = [f"{name}: {said(error)}" for name, error in failed.items()]
     errors = list(failed.values())
-    more = f" (and {len(others)} more evals)" if others else ""
+    more = f" (and {len(others)} more)" if others else ""
     raise HarnessError("\n".join([first + more, *others])) from ExceptionGroup("evals that failed", errors)
 
 
