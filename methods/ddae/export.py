@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from methods.ddae.method import Config, Ddae
 
 from backbones.diffusion import T
 from harness.errors import HarnessError
 from harness.export.to_diffusers import Pipeline
+from methods.ddae.method import Config, Ddae
 
 
 @torch.no_grad()
