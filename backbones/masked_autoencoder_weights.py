@@ -37,10 +37,19 @@ class Core(NamedTuple):
         return settle(lambda: MaskedAutoencoder(*self[:5]), "core.", mapped)
 
 
-def read_core(state: Mapping[str, Tensor], what: str) -> Core:
-    """Measures of encoder and decoder; without a decoder in the file, the papers' 512 x 8 x 16 stands untrained."""
+def read_core(state: Mapping[str, Tensor], what: str, if_pooled: str = "") -> Core:
+    """Measures of encoder and decoder; without a decoder in the file, the papers' 512 x 8 x 16 stands untrained.
+
+    HarnessError where the tensors are no `what`'s; for those of a pooled fine-tuning with `if_pooled` as what to do.
+    """
     width, channels, patch, _ = shape_of(state, "patch_embed.proj.weight", 4, what)
     _, places, _ = shape_of(state, "pos_embed", 3, what)
+    if "fc_norm.weight" in state and "norm.weight" not in state:
+        raise HarnessError(
+            "weights fine-tuned with pooled tokens: a norm after the pooling (fc_norm), and none before it",
+            f"a pre-trained {what}, or one fine-tuned at its class token",
+            if_pooled,
+        )
     across = square(places - 1, "tokens beside the class token")
     encoder = Trunk(width, layers_in(state, "blocks."), heads_of(width))
     notes = [f"{encoder.heads} heads by convention for width {width}"]
@@ -53,8 +62,6 @@ def read_core(state: Mapping[str, Tensor], what: str) -> Core:
         notes.append("the file has no decoder")
     if not is_fixed(state["pos_embed"][:, 1:], sincos_2d(width, across)):
         notes.append("pos_embed is not the fixed sin-cos code (fine-tuned?); it is taken as it is")
-    if any(name.startswith("fc_norm.") for name in state):
-        notes.append("fine-tuned with pooling: its fc_norm has no place here, and the final norm is missing")
     if encoder.depth == 0:
         raise HarnessError("no encoder block in the file", f"an official state dict of {what}")
     return Core(channels, across * patch, patch, encoder, decoder, notes)

@@ -22,7 +22,11 @@ def shape_of(state: Mapping[str, Tensor], name: str, dims: int, what: str) -> tu
     """The shape of a tensor that the architecture is read off; HarnessError where it is absent or of other rank."""
     if name not in state:
         near = ", ".join(sorted(state)[:3]) or "nothing"
-        raise HarnessError(f"no {name!r} among the tensors ({near} ...)", f"an official state dict of {what}")
+        raise HarnessError(
+            f"no {name!r} among the tensors ({near} ...)",
+            f"an official state dict of {what}",
+            "another --format, or the file that the method's authors published; other libraries' names are not read",
+        )
     shape = tuple(state[name].shape)
     if len(shape) != dims:
         raise HarnessError(f"{name!r} is {list(shape)}", f"{dims} dimensions, as in {what}")
@@ -79,5 +83,6 @@ def settle(build: Callable[[], nn.Module], prefix: str, mapped: Mapping[str, tup
 
 
 def is_fixed(found: Tensor, code: Tensor) -> bool:
-    """Whether a position table of the file is the fixed code that the network makes for itself."""
-    return found.numel() == code.numel() and torch.allclose(found.float().reshape(code.shape), code.float(), atol=1e-5)
+    """Whether a position table of the file, in its own precision, is the fixed code that the network makes."""
+    off = max(1e-5, torch.finfo(found.dtype).eps)
+    return found.numel() == code.numel() and torch.allclose(found.float().reshape(code.shape), code.float(), atol=off)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,14 @@ def export_run(run: Path, to: str, out: Path | None = None, share: float = 1.0, 
     if to == "safetensors":
         from harness.released import own
 
+        if place.suffix != ".safetensors":
+            raise HarnessError(
+                f"--out {place} for safetensors", "a name by which it is known", f"--out {place}.safetensors"
+            )
         own.write(place, method, record.cell.method, _about(record, share))
-        return Exported(place, [f"python -m harness eval --checkpoint {place} --dataset {record.cell.dataset}"])
+        return Exported(
+            place, [f"python -m harness eval --checkpoint {shlex.quote(str(place))} --dataset {record.cell.dataset}"]
+        )
     if place.exists():
         raise HarnessError(f"{place} is there already", "a folder to be made", f"remove it, or --out ANOTHER for {to}")
     write = _writer(record.cell.method, method, f"to_{to}")

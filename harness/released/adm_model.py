@@ -132,7 +132,7 @@ def _block(tap: Tap) -> int:
 def load(asked: Asked) -> Loaded:
     """The network with its weights. Raises HarnessError for a state dict that is no unconditional ADM's."""
     from harness.released import files
-    from harness.released.formats import Loaded, require_whole
+    from harness.released.formats import Loaded, require_whole, stated
 
     weights = files.read(Path(asked.checkpoint))
     chosen = files.choose(weights, asked.weights)
@@ -151,7 +151,7 @@ def load(asked: Asked) -> Loaded:
         config=plain(method.config),
         unexpected=unexpected,
         notes=[f"attention heads of {method.config.head} channels by convention"],
-        recipe=f"as its makers state it, {RECIPE}",
+        recipe=stated(RECIPE),
     )
 
 

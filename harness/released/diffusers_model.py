@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NOISES = (None, 10, 40, 80, 120)  # timesteps that features are read at; None is the clean image at timestep 0
 KIND = "UNet2DModel"
+CONFIG, SCHEDULE = "config.json", "scheduler/scheduler_config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
@@ -142,6 +143,7 @@ def load(asked: Asked) -> Loaded:
         draws=note is None,
         file=asked.checkpoint if hub else root.resolve().name,
         sha256=weights.sha256,
+        described=files.sha256_of(*[path for path in (folder / CONFIG, root / SCHEDULE) if path.is_file()]),
         format="diffusers",
         config=plain(config) | {"scheduler": type(scheduler).__name__},
         unexpected=unexpected,
@@ -166,7 +168,7 @@ def _from_hub(name: str) -> Path:
 def _described(folder: Path, file: str) -> dict[str, Any]:
     try:
         return json.loads((folder / file).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise HarnessError(f"no {file} in {folder}", f"a folder of a diffusers pipeline, or of a {KIND}") from None
     except ValueError as error:
         raise HarnessError(f"{folder / file} is no JSON: {error}", "the file as diffusers wrote it") from None
@@ -181,7 +183,7 @@ def _unet_folder(root: Path) -> Path:
             "for a run of ours: harness export --to safetensors writes what eval reads again",
         )
     folder = root / "unet" if (root / "unet").is_dir() else root
-    found = _described(folder, "config.json").get("_class_name")
+    found = _described(folder, CONFIG).get("_class_name")
     conditional = [n for n in ("text_encoder", "vae", "vqvae", "transformer") if (root / n).is_dir()]
     if found != KIND or conditional:
         parts = f"{found}" + (f" beside {', '.join(conditional)}" if conditional else "")
@@ -200,9 +202,15 @@ def _unet(folder: Path) -> tuple[nn.Module, list[str], list[str]]:
     """The network, and the tensors that it or the file lacks."""
     import diffusers
 
-    unet, told = getattr(diffusers, KIND).from_pretrained(
-        folder, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
-    )
+    words = {"local_files_only": True, "output_loading_info": True, "low_cpu_mem_usage": False}
+    try:
+        unet, told = getattr(diffusers, KIND).from_pretrained(folder, torch_dtype=torch.float32, **words)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = next((line for line in lines if "mismatch" in line), (lines or [type(error).__name__])[0])
+        raise HarnessError(
+            f"diffusers cannot load {folder}: {what}", "weights and the config.json that they were saved with"
+        ) from error
     return unet.eval(), sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
 
 
@@ -212,7 +220,7 @@ def _scheduler(root: Path) -> tuple[Any, str | None]:
 
     if not (root / "scheduler").is_dir():
         return diffusers.DDPMScheduler(), "cannot draw: no scheduler beside the U-Net; noise as in DDPM (linear)"
-    name = _described(root / "scheduler", "scheduler_config.json").get("_class_name", "")
+    name = _described(root, SCHEDULE).get("_class_name", "")
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise HarnessError(f"the scheduler {name!r} in {root}", "one of diffusers' own")

@@ -7,6 +7,7 @@ says where its weights are from. Repeating the command redoes nothing; other wei
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import traceback
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ def evaluate_released(
 
     `borrowed` is what the user declares that the weights cost elsewhere.
     """
+    for name, size in itertools.product(study.evals, study.size):
+        eval_config(study, name, size)  # a typing mistake is answered before any work
     loaded = formats.load(asked)
     sets = [load_data(name, data_dir) for name in study.dataset]
     fitted = [_fitted(loaded, data) for data in sets]
@@ -164,7 +167,7 @@ def _note(loaded: Loaded, size: str, cost: str | None) -> str:
 def _key(cell: Cell, loaded: Loaded, method: Fitted, data: Dataset) -> str:
     """A name that changes whenever the numbers could: a readable part and a hash of everything."""
     content: list[Any] = [INTERFACE, cell.model_dump(), loaded.sha256, loaded.format, loaded.entry, loaded.config]
-    content += [method.slice, data.revision]
+    content += [method.slice, data.revision, *filter(None, [loaded.described])]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     stem = Path(loaded.file).stem
     return f"{slug(f'{cell.method}-{stem}-{cell.dataset}-{cell.size}-released')}-{digest}"

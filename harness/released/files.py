@@ -24,6 +24,10 @@ from harness.errors import HarnessError
 # Where training scripts keep a network, the average of its weights first.
 EMA = ("ema", "EMA", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema_params")
 RAW = ("model", "MODEL", "state_dict", "model_state_dict", "module", "net", "network", "params")
+NO_CHECKPOINT = {
+    b"<": "it is a web page",
+    b"version https://git-lfs": "it is a Git LFS pointer, which stands for a file that was not fetched",
+}
 WRAPPERS = ("module.", "_orig_mod.")  # put before every name by data parallel and by torch.compile
 CHOICES = ("ema", "raw")
 
@@ -63,9 +67,13 @@ def read(path: Path) -> Weights:
     return Weights(path.name, sha256_of(path), content, metadata)
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """Over the bytes of the files, one after the other."""
+    total = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: total)
+    return total.hexdigest()
 
 
 def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
@@ -154,8 +162,16 @@ def _refused(path: Path, foreign: str) -> HarnessError:
 
 
 def _damaged(path: Path, error: Exception) -> HarnessError:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return HarnessError(f"{path} cannot be read as a checkpoint: {first}", "a whole .safetensors, .pt, .pth or .npz")
+    """The reader's own words, or what the file is instead; torch's advice to open it with code is not passed on."""
+    with open(path, "rb") as file:
+        head = file.read(64).lstrip().lower()
+    first = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+    what = next((said for start, said in NO_CHECKPOINT.items() if head.startswith(start)), first)
+    return HarnessError(
+        f"{path} cannot be read as a checkpoint: {what if head else 'it is empty'}",
+        "a whole .safetensors, .pt, .pth or .npz",
+        "fetch it again, and compare its size or checksum with what its makers state",
+    )
 
 
 # -- which network -------------------------------------------------------------------------------------------------

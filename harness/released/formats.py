@@ -48,6 +48,7 @@ class Loaded:
     file: str  # or the name on a hub
     sha256: str
     format: str
+    described: str = ""  # sha256 of what the file does not hold and the numbers hang on: a folder's configs
     entry: str = ""
     kind: str = "raw"
     config: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +96,7 @@ def load(asked: Asked) -> Loaded:
     if format == OWN:
         from harness.released import own
 
-        return own.load(path, asked.settings)
+        return own.load(path, asked.weights, asked.settings)
     return _official(format, path, asked)
 
 
@@ -159,7 +160,7 @@ def _official(format: str, path: Path, asked: Asked) -> Loaded:
     drawing = tuple(getattr(mapping, "DRAWING", ()))
     require_whole(weights.name, missing, drawing, [] if asked.allow_unexpected else unexpected)
     only_drawing = [name for name in missing if name.startswith(drawing)]
-    notes = list(official.notes)
+    notes = [*official.notes, *_by_hand(method.config, official.config, plugin.name)]
     draws, complete = can(method, "sample") and not only_drawing, getattr(mapping, "complete", None)
     if only_drawing:
         notes.append(f"cannot draw: {len(only_drawing)} tensors that only drawing needs are not in the file")
@@ -180,9 +181,23 @@ def _official(format: str, path: Path, asked: Asked) -> Loaded:
         missing=missing,
         unexpected=unexpected,
         notes=notes,
-        recipe=f"as its makers state it, {mapping.RECIPE}" if hasattr(mapping, "RECIPE") else None,
+        recipe=stated(mapping.RECIPE) if hasattr(mapping, "RECIPE") else None,
         complete=complete,
     )
+
+
+def _by_hand(config: Any, found: Any, name: str) -> list[str]:
+    """A note on the settings that are not as the file or convention has them."""
+    from harness.config import plain
+
+    ours, theirs = plain(config), plain(found)
+    changed = [f"{name}.{key}={value}" for key, value in ours.items() if value != theirs[key]]
+    return [f"set by hand, whatever is said here of conventions: {', '.join(changed)}"] if changed else []
+
+
+def stated(recipe: str) -> str:
+    """What the published weights cost. Whether a file is one of those, its tensors do not tell."""
+    return f"not declared; if these are the published weights, as their makers state it, {recipe}"
 
 
 def _import(name: str, plugin: Plugin) -> ModuleType:

@@ -36,13 +36,17 @@ def write(path: Path, method: Method, name: str, about: dict[str, Any]) -> None:
     write_atomic(path, save(apart(method.state_dict()), {OWN: json.dumps(head)}))
 
 
-def load(path: Path, settings: dict[str, dict[str, Any]]) -> Loaded:
+def load(path: Path, wanted: str | None, settings: dict[str, dict[str, Any]]) -> Loaded:
     """The method as it was exported. Raises HarnessError for a file that is not ours or does not fit this version."""
     from harness.evaluation import can
 
     weights = files.read(path)
     head = _head(weights.metadata, weights.name)
-    name = head["method"]
+    name, holds = head["method"], head.get("weights", "raw")
+    if wanted not in (None, holds):
+        raise HarnessError(
+            f"--weights {wanted} for {weights.name}, which holds the {holds} ones", "none", "leave it out"
+        )
     kind = load_method(name)
     config = override(override(kind.Config(), head["config"], name), settings.get(name, {}), name)
     method = kind.create(config, DataSpec(**head["data"]))
@@ -54,7 +58,7 @@ def load(path: Path, settings: dict[str, dict[str, Any]]) -> Loaded:
         file=weights.name,
         sha256=weights.sha256,
         format=OWN,
-        kind=head.get("weights", "raw"),
+        kind=holds,
         config=plain(config),
         notes=list(head.get("notes", [])),
         recipe=head.get("cost"),

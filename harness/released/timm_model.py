@@ -9,6 +9,7 @@ Shapes: B images, C channels, S side, D width.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,23 +97,39 @@ def load(asked: Asked) -> Loaded:
     from harness.released.formats import Loaded, first
 
     config = override(Config(), asked.settings.get("timm", {}), "timm")
-    if asked.checkpoint.startswith("timm:"):
+    hub = asked.checkpoint.startswith("timm:")
+    if config.model and (hub or Path(asked.checkpoint).is_dir()):
+        raise HarnessError(f"timm.model={config.model} for {asked.checkpoint}, which names its own", "none")
+    if hub and asked.weights is not None:
+        raise HarnessError(f"--weights {asked.weights} for {asked.checkpoint}", "nothing: it has one set of weights")
+    if hub:
         file, entry, kind, unexpected = asked.checkpoint, "", "raw", []
         network = _from_hub(file.removeprefix("timm:"), config)
         sha256 = files.sha256_of_tensors(network.state_dict())
+        classes, described = network.pretrained_cfg.get("num_classes") or 0, ""
     else:
         path = Path(asked.checkpoint)
         weights = files.read(_weights_in(path) if path.is_dir() else path)
         chosen = files.choose(weights, asked.weights)
-        network, unexpected = _from_disk(path, chosen, config, asked.allow_unexpected)
+        network, unexpected, classes = _from_disk(path, chosen, config, asked.allow_unexpected)
+        described = files.sha256_of(path / "config.json") if path.is_dir() else ""
         file, sha256 = (path.name if path.is_dir() else weights.name), weights.sha256
         entry, kind = chosen.entry, chosen.kind
     config, spec = _described(network, config)
-    notes = ["timm's models differ in what they were trained on: many have seen labels, and the model's page says it"]
+    notes = [_on_labels(classes)]
     notes += [f"left out of the file, as allowed: {first(unexpected)}"] if unexpected else []
     method = TimmModel(config, spec, network)
     about = {"entry": entry, "kind": kind, "config": plain(config), "unexpected": unexpected, "notes": notes}
+    about |= {"classes": classes, "described": described}
     return Loaded(method, "timm", draws=False, file=file, sha256=sha256, format="timm", **about)
+
+
+def _on_labels(classes: int) -> str:
+    if classes:
+        return f"its head of {classes} outputs is left out, and it is taken to have seen labels"
+    return (
+        "no head came with it; timm's models differ in what they were trained on, and whether on labels its page says"
+    )
 
 
 def _described(network: nn.Module, config: Config) -> tuple[Config, DataSpec]:
@@ -143,19 +160,37 @@ def _described(network: nn.Module, config: Config) -> tuple[Config, DataSpec]:
 def _from_hub(name: str, config: Config) -> nn.Module:
     import timm
 
+    at_hub = _hub_name(name)
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **config.args)
     except Exception as error:  # the hub's client raises errors of many kinds, offline too
         raise HarnessError(
             f"timm's {name!r} cannot be had: {_said(error)}",
             "timm.create_model(NAME, pretrained=True) to find its weights, on the hub or in the cache ($HF_HOME)",
-            f"where there is a network: hf download timm/{name} --local-dir FOLDER; then, with none: "
+            f"where there is a network: hf download {at_hub} --local-dir FOLDER; then, with none: "
             "--checkpoint FOLDER --format timm",
         ) from error
 
 
-def _from_disk(path: Path, chosen: files.Chosen, config: Config, allow: bool) -> tuple[nn.Module, list[str]]:
-    """The model with the tensors of a folder or a file, and those of them that it has no place for."""
+def _hub_name(name: str) -> str:
+    """The repository that timm keeps the weights in: a name without a tag has a usual one."""
+    import timm
+
+    if ":" in name:  # hf-hub:NAME and the like
+        return name.partition(":")[2]
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that the architecture has not
+        cfg = None
+    if cfg is None or not cfg.has_weights:
+        near = difflib.get_close_matches(name, timm.list_pretrained(), n=5)
+        listed = f"one of timm's own, like {', '.join(near)}" if near else "one of timm's own"
+        raise HarnessError(f"timm has no weights called {name!r}", listed, "timm.list_pretrained() lists them")
+    return cfg.hf_hub_id or name
+
+
+def _from_disk(path: Path, chosen: files.Chosen, config: Config, allow: bool) -> tuple[nn.Module, list[str], int]:
+    """The model with the tensors of a folder or a file, those without a place, and its classifier's classes."""
     import timm
 
     from harness.released.formats import require_whole
@@ -171,20 +206,21 @@ def _from_disk(path: Path, chosen: files.Chosen, config: Config, allow: bool) ->
         network = timm.create_model(source, pretrained=False, num_classes=0, **config.args)
     except Exception as error:
         raise HarnessError(f"timm cannot build {source}: {_said(error)}", "a model that timm knows") from error
-    missing, unexpected = _fill(network, chosen, path)
+    missing, unexpected, classes = _fill(network, chosen, path)
     require_whole(path.name, missing, (), [] if allow else unexpected)
-    return network, unexpected
+    return network, unexpected, classes
 
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _fill(network: nn.Module, chosen: files.Chosen, path: Path) -> tuple[list[str], list[str]]:
-    """Put the tensors in place; what is missing, and what is left over beside a classifier, which is not used."""
+def _fill(network: nn.Module, chosen: files.Chosen, path: Path) -> tuple[list[str], list[str], int]:
+    """Put the tensors in place; what is missing, and what is left over beside a classifier, of how many classes."""
     classifier = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     state = {name: value for name, value in chosen.state.items() if not name.startswith(heads)}
+    classes = max((len(v) for n, v in chosen.state.items() if n.startswith(heads) and v.ndim), default=0)
     try:
         found = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -193,7 +229,7 @@ def _fill(network: nn.Module, chosen: files.Chosen, path: Path) -> tuple[list[st
             "the architecture that the weights are of",
             "timm.model=NAME and timm.args={...} name another",
         ) from None
-    return sorted(found.missing_keys), sorted([*found.unexpected_keys, *chosen.strange])
+    return sorted(found.missing_keys), sorted([*found.unexpected_keys, *chosen.strange]), classes
 
 
 def _weights_in(folder: Path) -> Path:

@@ -18,13 +18,14 @@ from harness.rng import Rng
 from methods.mae.method import Config, Mae
 
 DRAWING = DECODER
+POOLED = """timm reads them: --format timm timm.model=vit_base_patch16_224.mae timm.args='{"global_pool": "avg"}'"""
 RECIPE = "MAE: 800 or 1600 epochs of ImageNet-1k at 224 px; ViT-L for 800 took about 42 h on 64 V100"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0, 1]
 
 
 def from_official(state: Mapping[str, Tensor]) -> Official:
     """Widths, depths, patch and side from the shapes, heads by convention; HarnessError where they are no MAE's."""
-    core = read_core(state, "MAE")
+    core = read_core(state, "MAE", POOLED)
     if core.channels != 3:
         raise HarnessError(f"an MAE on {core.channels} channels", "3: official weights know ImageNet's colours")
     adapted = dict(state) | _adapted(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,19 @@ def test_an_exported_run_evaluates_to_the_very_same_numbers(tmp_path, harness):
 def knn(study: Study, key: str) -> dict[str, float]:
     record = json.loads((study.run(key).evals(1.0) / "knn.json").read_text())
     return {name: number["value"] for name, number in record["numbers"].items()}
+
+
+def test_the_line_that_is_shown_is_what_a_user_types(runs, tmp_path, harness):
+    status, out, _ = harness("export", runs / "mae", "--out", tmp_path / "my run.safetensors")
+    assert status == 0
+    words = shlex.split(out.splitlines()[1])
+    assert words[:3] == ["python", "-m", "harness"]
+    status, _, err = harness(*words[3:], "--evals", "knn", "--out", tmp_path)
+    assert status == 0, err
+    status, _, err = harness(*words[3:], "--evals", "knn", "--out", tmp_path, "--weights", "raw")
+    assert status == 2 and "which holds the ema ones" in err
+    status, _, err = harness("export", runs / "mae", "--out", tmp_path / "model.pt")
+    assert status == 2 and "model.pt.safetensors" in err and not (tmp_path / "model.pt").exists()
 
 
 def test_a_snapshot_of_any_share_can_be_had(runs, tmp_path):

@@ -205,7 +205,8 @@ def test_released_weights_go_through_the_evals_and_are_marked(tmp_path, harness,
     assert run.cost is not None and run.cost.flop_train_img is None
     assert run.cost.flop_features_img == 2 * 16 * 6 and run.cost.parameters == 16 * 6 + 6 + 6 * 16 + 16
     assert (
-        run.borrowed[0].cost == "as its makers state it, two epochs of toys"
+        run.borrowed[0].cost
+        == "not declared; if these are the published weights, as their makers state it, two epochs of toys"
         and run.spend.wall_s == 0
         and run.ledger == {}
     )
@@ -304,6 +305,7 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path, harness, saved):
         (["--format", "toyform", "--dataset", "digts"], "unknown data set 'digts'", "did you mean 'digits'?"),
         (["--format", "toyform", "--weights", "emma"], "--weights emma", "one of ema, raw"),
         (["--format", "toyform", "runs/some-study"], "runs/some-study beside --checkpoint", "--name and --out"),
+        (["--format", "toyform", "knn.kk=3"], "unknown setting 'knn.kk'", "did you mean 'knn.k'?"),
         (["--format", "harness"], "was not written by harness export", "another --format"),
         (["--format", "timm"], "does not say of which architecture", "timm.model=NAME"),
         (["--format", "timm", "timm.model=vit_tinny"], "timm cannot build vit_tinny", "a model that timm knows"),
@@ -331,3 +333,29 @@ def test_a_study_of_released_weights_alone_says_how_to_go_on(tmp_path, harness, 
     harness("eval", "--checkpoint", path, "--format", "toyform", "--evals", "knn", "--name", "s", "--out", tmp_path)
     status, _, err = harness("eval", tmp_path / "s")
     assert status == 2 and "holds released weights only" in err and "harness eval --checkpoint PATH" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"<!DOCTYPE html><html>not found</html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 343\n", "it is a Git LFS pointer"),
+        (b"", "it is empty"),
+        (b"neither of these", "Weights only load failed"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_without_advice_to_run_it(tmp_path, content, complaint):
+    (tmp_path / "toy.pth").write_bytes(content)
+    with pytest.raises(HarnessError, match=f"toy.pth cannot be read as a checkpoint: {complaint}") as refused:
+        files.read(tmp_path / "toy.pth")
+    assert "False" not in str(refused.value) and "fetch it again" in refused.value.next_step
+
+
+@pytest.mark.usefixtures("toyform")
+def test_settings_over_the_files_own_are_said(tmp_path, harness, saved):
+    words = ["--format", "toyform", "--evals", "knn", "--name", "s", "--out", tmp_path]
+    path = saved(official())
+    assert harness("eval", "--checkpoint", path, *words)[0] == 0
+    assert harness("eval", "--checkpoint", path, *words, "toyform.optimizer=sgd")[0] == 0
+    said = sorted("set by hand" in " ".join(run.notes) for run in Study(tmp_path / "s").runs())
+    assert said == [False, True]

@@ -1,8 +1,9 @@
-"""The formats that weights come in: official state dicts, timm, diffusers; each gives what its own library gives."""
+"""The formats that weights come in: official state dicts and diffusers; each gives what its own library gives."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from backbones.heads import Measures
+from harness.config import parse_words
 from harness.errors import HarnessError
 from harness.method import DataSpec, Tap
 from harness.released.fitted import FittedDrawing
@@ -69,6 +71,38 @@ def test_an_official_encoder_alone_does_not_draw_and_its_decoder_is_not_counted(
     assert found.trained == sum(v.numel() for k, v in encoder.items() if k != "pos_embed")
     with pytest.raises(HarnessError, match=r"lacks 1 tensor\(s\) of the method: core.norm.bias"):
         load(Asked(str(saved({k: v for k, v in encoder.items() if k != "norm.bias"})), "mae"))
+
+
+def test_half_precision_keeps_the_fixed_position_code(saved):
+    path = saved({"model": {name: value.half() for name, value in masked.official(**MAE).items()}})
+    assert not any("pos_embed" in note for note in load(Asked(str(path), "mae")).notes)
+
+
+def test_a_fine_tuned_mae_is_marked_or_sent_to_timm(saved):
+    """MAE's own code fine-tunes at the class token, or with a norm after the pooling in the place of the last one."""
+    state = narrow(masked.official(**MAE))
+    encoder = {k: v for k, v in state.items() if not k.startswith(("decoder", "mask_token"))}
+    head = {"head.weight": torch.ones(7, 96), "head.bias": torch.ones(7)}
+    found = load(Asked(str(saved(encoder | head)), "mae", allow_unexpected=True))
+    assert found.classes == 7 and found.unexpected == ["head.bias", "head.weight"]
+    pooled = {k.replace("norm.", "fc_norm.") if k.startswith("norm.") else k: v for k, v in (encoder | head).items()}
+    with pytest.raises(HarnessError, match="fine-tuned with pooled tokens") as refused:
+        load(Asked(str(saved(pooled)), "mae"))
+    words = shlex.split(refused.value.next_step.partition(": ")[2])
+    assert words[:2] == ["--format", "timm"]
+    args = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 2, "num_heads": 3}
+    settings = parse_words(words[2:])
+    settings["timm"]["args"] |= args
+    found = load(Asked(str(saved(pooled)), words[1], settings=settings))
+    assert found.classes == 7 and found.config["mean"] == [0.485, 0.456, 0.406]
+    assert found.method.network.fc_norm.weight.shape == (96,)
+
+
+def test_the_names_of_another_library_are_no_official_ones(saved):
+    path = saved({"vit.embeddings.cls_token": torch.zeros(1, 1, 96)})
+    with pytest.raises(HarnessError, match=r"no 'patch_embed.proj.weight' among the tensors") as refused:
+        load(Asked(str(path), "mae"))
+    assert "another --format" in refused.value.next_step
 
 
 def test_latents_need_their_vae(tmp_path, saved):
@@ -160,79 +194,6 @@ def test_what_is_no_unconditional_adm_is_refused(saved):
         load(Asked(str(saved(lacking)), "adm", settings={"adm": {"head": 32}}))
 
 
-# -- timm -----------------------------------------------------------------------------------------------------------
-
-ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 4, "num_heads": 2}
-
-
-def timm_vit(classes: int = 0) -> torch.nn.Module:
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return timm.create_model("vit_tiny_patch16_224", num_classes=classes, **ARGS).eval()
-
-
-def test_a_timm_model_gives_what_timm_gives(saved):
-    network = timm_vit(classes=10)
-    settings = {"timm": {"model": "vit_tiny_patch16_224", "args": ARGS, "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3}}
-    found = load(Asked(str(saved(network.state_dict())), "timm", settings=settings))
-    method = found.method.eval()
-    images = Rng(0).uniform("images", (3, 3, 8, 8)) * 2 - 1
-    assert [str(tap) for tap in method.taps()] == ["pooled", "mean", "stage3", "stage2"]
-    pooled, mean, three, _ = method.features(images, method.taps(), Rng(0))
-    x = ((images + 1) / 2 - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
-    last = network.forward_features(x)
-    torch.testing.assert_close(pooled, network.forward_head(last, pre_logits=True))
-    torch.testing.assert_close(mean, last[:, 1:].mean(dim=1))
-    torch.testing.assert_close(three, network.forward_intermediates(x, indices=[2])[1][0].mean(dim=(2, 3)))
-    assert method.maps() == method.taps()[1:]
-    (maps,) = method.features(images, method.taps()[2:3], Rng(0), dense=True)
-    assert maps.shape == (3, 24, 2, 2)
-    assert found.unexpected == [] and not found.draws
-
-
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"])
-def test_models_that_are_no_vit_are_read_alike(name, saved):
-    import timm
-
-    from harness.released.timm_model import Config, TimmModel, _described
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = timm.create_model(name, num_classes=0).eval()
-    method = TimmModel(*_described(network, Config()), network).eval()
-    side = method.data.size
-    found = method.features(torch.zeros(1, 3, side, side), method.taps(), Rng(0))
-    assert all(values.shape[0] == 1 and values.ndim == 2 for values in found)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4) if name == "resnet18" else None
-    (maps,) = method.features(torch.zeros(1, 3, side, side), method.taps()[1:2], Rng(0), dense=True)
-    assert maps.shape[1] == network.num_features and maps.shape[2] == maps.shape[3] == side // 32
-
-
-def test_a_folder_as_timm_saves_it_is_evaluated_under_its_name(tmp_path, harness):
-    from timm.models import save_for_hf
-
-    save_for_hf(timm_vit(), tmp_path / "my-vit", safe_serialization=True)
-    words = ["--evals", "knn", "--name", "s", "--out", tmp_path, "--borrowed", "a week on a farm"]
-    status, out, _ = harness("eval", "--checkpoint", tmp_path / "my-vit", *words)
-    assert status == 0 and "timm, released weights my-vit" in out and "a week on a farm" in " ".join(out.split())
-    (run,) = Study(tmp_path / "s").runs()
-    assert run.config["model"] == "vit_tiny_patch16_224" and run.released is not None
-    assert run.released.channels == 3, "digits are grey, and the network is not"
-    assert any("grey images are given to a network of colours" in note for note in run.notes)
-
-
-def test_without_a_hub_the_error_says_what_to_do(harness, tmp_path, monkeypatch):
-    import huggingface_hub.constants as hub
-
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    status, _, err = harness("eval", "--checkpoint", "timm:vit_tiny_patch16_224", "--evals", "knn", "--out", tmp_path)
-    assert status == 2 and "'vit_tiny_patch16_224' cannot be had" in err
-    assert "--checkpoint FOLDER --format timm" in err
-
-
 # -- diffusers ------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +274,8 @@ def test_what_is_no_plain_pipeline_is_refused(tmp_path, harness):
         return err
 
     assert "no config.json in" in complaint(tmp_path)
+    (tmp_path / "file.pth").touch()
+    assert "no config.json in" in complaint(tmp_path / "file.pth")
     assert "holds AutoencoderKL" in complaint(vae(tmp_path / "vae"))
     path = pipeline(tmp_path / "pipe")
     config = json.loads((path / "scheduler/scheduler_config.json").read_text())
@@ -327,3 +290,12 @@ def test_what_is_no_plain_pipeline_is_refused(tmp_path, harness):
     assert "holds more than tensors" in complaint(path) and not marker.exists()
     torch.save({"conv_in.weight": torch.zeros(8, 1, 3, 3)}, path / "unet/diffusion_pytorch_model.bin")
     assert "lacks" in complaint(path) and "conv_in.bias" in complaint(path)
+    torch.save({"conv_in.weight": torch.zeros(8, 3, 3, 3)}, path / "unet/diffusion_pytorch_model.bin")
+    assert "diffusers cannot load" in complaint(path) and "size mismatch for conv_in.weight" in complaint(path)
+
+
+def test_another_schedule_beside_the_same_weights_is_another_row(tmp_path):
+    one, same = (load(Asked(str(pipeline(tmp_path / name)))) for name in ("a", "b"))
+    other = load(Asked(str(pipeline(tmp_path / "c", beta_end=0.03))))
+    assert one.sha256 == same.sha256 == other.sha256
+    assert one.described == same.described != other.described

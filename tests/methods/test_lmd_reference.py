@@ -136,14 +136,16 @@ def test_official_weights_give_the_references_output():
 
 
 def test_a_fine_tuned_encoder_names_what_it_lacks():
-    """Of the authors' fine-tuning, head and fc_norm have no place; decoder and final norm are missing."""
-    state = {n: t for n, t in official(**WIDE).items() if not n.startswith(("decoder", "mask_token", "norm."))}
-    state |= {"fc_norm.weight": torch.ones(96), "fc_norm.bias": torch.zeros(96), "head.weight": torch.zeros(5, 96)}
-    mapped = from_official(state)
-    assert mapped.classes == 5 and mapped.unexpected == ["fc_norm.bias", "fc_norm.weight", "head.weight"]
-    assert {"core.norm.weight", "core.mask_token", "core.decoder_pred.weight"} <= set(mapped.missing)
+    """Of the authors' fine-tuning the head has no place and the decoder is missing; with pooling, the norm too."""
+    state = {n: t for n, t in official(**WIDE).items() if not n.startswith(("decoder", "mask_token"))}
+    mapped = from_official(state | {"head.weight": torch.zeros(5, 96)})
+    assert mapped.classes == 5 and mapped.unexpected == ["head.weight"]
+    assert {"core.mask_token", "core.decoder_pred.weight"} <= set(mapped.missing)
     method = Lmd(mapped.config, SPEC)
     assert sorted(method.load_state_dict(mapped.state, strict=False).missing_keys) == mapped.missing
+    state |= {"fc_norm.weight": state.pop("norm.weight"), "fc_norm.bias": state.pop("norm.bias")}
+    with pytest.raises(HarnessError, match="fine-tuned with pooled tokens"):
+        from_official(state)
     assert method.double().features(latents(), [Tap("mean")], Rng(0))[0].shape == (3, 96)
 
 
