@@ -88,6 +88,11 @@ class Ddae(Method):
     # -- pre-training --------------------------------------------------------------------------------------------------
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        if self.config.net.label:
+            raise HarnessError(
+                "pre-training of a network with an augmentation label: EDM's augmentation is not built here",
+                "ddae.net.label=0; released weights with a label are read and sampled from without one",
+            )
         x = batch.images
         eps = rng.normal("noise", x.shape).to(x.device)
         if self.config.objective == "ddpm":

@@ -1,26 +1,33 @@
-"""The official repository's weights (FutureXiang/ddae) as ours.
+"""Official DDAE weights (FutureXiang/ddae: its network's state dict, or what its training saves) in our terms.
 
-The names are facts of its checkpoints; card ddae, section 15, has the map. Objective and head width leave no trace in
-the weights, so whoever loads them says what they were.
+The names are facts of its checkpoints; card ddae, section 15, has the map. The joint projection of an attention becomes
+three. Objective, image size and head width leave no trace in the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from backbones.official import settle, shape_of
 from backbones.unet import Unet, UnetConfig
 from harness.errors import HarnessError
+from harness.released import Official
 from methods.ddae.method import Config
+
+RECIPE = "DDAE: CIFAR-10, 2000 epochs; of the 35.7M network they took about 14 h on 4 RTX 3080 Ti"
+WHAT = "the official DDAE"
+ATTENTION_SIDE = 16  # px at which the official networks attend: tells the image's side
+BOOKS = ("initted", "step")  # of ema-pytorch
 
 # Their names and ours, within a residual block, an attention, and the network.
 RESIDUAL = {
-    **{name: name for name in ("norm1", "conv1", "norm2")},
+    "norm1": "norm1",
+    "conv1": "conv1",
     "time_emb.1": "time_emb_proj",
+    "norm2": "norm2",
     "conv2.1": "conv2",
     "shortcut": "conv_shortcut",
 }
@@ -34,50 +41,43 @@ NETWORK = {
 }
 
 
-def from_official(
-    checkpoint: Mapping[str, Any], objective: Literal["ddpm", "edm"] = "ddpm", head: int = 0
-) -> tuple[Config, dict[str, Tensor]]:
-    """The config and the state dict, for `Ddae`, of a checkpoint of theirs or of one of its state dicts.
+def from_official(state: Mapping[str, Tensor], head: int = 0) -> Official:
+    """Widths, levels, blocks, attention and resampling from names and shapes; `head` is an attention head's width.
 
-    Of a whole checkpoint the averaged weights are taken. Raises HarnessError, with the names, when weights are missing,
-    of another shape, or left over.
+    Of a state with an average and the network that it follows (ema-pytorch's), the average. HarnessError where the
+    tensors are no U-Net of theirs.
     """
-    theirs = _network(checkpoint)
+    theirs, notes = _network(state)
     net = _layout(theirs, head)
     names = dict(_names(net))
-    state: dict[str, Tensor] = {}
-    unknown = []
+    mapped: dict[str, tuple[str, Tensor]] = {}
     for name, tensor in theirs.items():
-        module, _, kind = name.rpartition(".")
-        if module == "time_emb.aug_emb":
-            state[f"network.label.{kind}"] = tensor
-        elif module not in names:
-            unknown.append(name)
-        else:
-            state |= _renamed(f"network.unet.{names[module]}.{kind}", tensor, head)
-    _check(net, theirs["image_proj.weight"].shape[1], state, unknown)
-    return Config(net=net, objective=objective), state
+        for ours, part in _ours(name, tensor, names, head):
+            mapped[ours] = name, part
+    channels = shape_of(theirs, "image_proj.weight", 4, WHAT)[1]
+    settled = settle(lambda: Unet(net, channels), "network.", mapped)
+    side = ATTENTION_SIDE * 2 ** min(net.attention, default=1)
+    notes += [
+        "whether it predicts DDPM's noise or EDM's is not in the file: ddae.objective stays ddpm",
+        f"{side} px, going by the level that attends; one attention head, as in every published network",
+    ]
+    return Official(Config(net=net), channels, side, 0, *settled, notes)
 
 
-def _network(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's tensors, by the names they have in it."""
-    if "EMA" in checkpoint:
-        found = {k.removeprefix("ema_model."): v for k, v in checkpoint["EMA"].items() if k.startswith("ema_model.")}
-    else:
-        found = dict(checkpoint.get("MODEL", checkpoint))
-    found = {k.removeprefix("module.").removeprefix("nn_model."): v for k, v in found.items()}
-    if "image_proj.weight" not in found:
-        some = ", ".join(sorted(found)[:4]) or "nothing"
-        raise HarnessError(
-            f"no U-Net of the official DDAE in it: {some} ...", "image_proj.weight, down.0.res..., up..."
-        )
-    return found
+def _network(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The network's tensors, by the names they have in it, and what was chosen."""
+    notes = []
+    if any(name.startswith("ema_model.") for name in state):
+        notes = ["of the file's average and the network that it follows, the average"]
+        left = ("online_model.", *BOOKS)
+        state = {n.removeprefix("ema_model."): t for n, t in state.items() if not n.startswith(left)}
+    return {n.removeprefix("module.").removeprefix("nn_model."): t for n, t in state.items()}, notes
 
 
 def _layout(theirs: Mapping[str, Tensor], head: int) -> UnetConfig:
     """The network's measures, read off names and shapes; dropout leaves no trace."""
-    width = theirs["image_proj.weight"].shape[0]
-    kinds = {}
+    width = shape_of(theirs, "image_proj.weight", 4, WHAT)[0]
+    kinds: dict[int, set[str]] = {}
     for name in theirs:
         if name.startswith("down."):
             _, number, part, *_ = name.split(".")
@@ -88,7 +88,7 @@ def _layout(theirs: Mapping[str, Tensor], head: int) -> UnetConfig:
         raise HarnessError(f"an encoder of {[len(level) for level in levels]} blocks a level", "equally many in each")
     return UnetConfig(
         width=width,
-        mults=tuple(theirs[f"down.{level[0]}.res.conv1.weight"].shape[0] // width for level in levels),
+        mults=tuple(shape_of(theirs, f"down.{level[0]}.res.conv1.weight", 4, WHAT)[0] // width for level in levels),
         blocks=len(levels[0]),
         attention=tuple(i for i, level in enumerate(levels) if "attn" in kinds[level[0]]),
         head=head,
@@ -125,25 +125,17 @@ def _inside(theirs: str, ours: str, parts: Mapping[str, str]) -> Iterator[tuple[
     return ((f"{theirs}.{a}", f"{ours}.{b}") for a, b in parts.items())
 
 
-def _renamed(name: str, tensor: Tensor, head: int) -> dict[str, Tensor]:
-    """`tensor` under our name; the joint projection cut into query, key and value, which take turns head by head."""
-    if ".qkv." not in name:
-        return {name: tensor}
-    width = len(tensor) // 3
-    cut = tensor.unflatten(0, (width // (head or width), 3, head or width))  # [heads, 3, d, ...]
-    return {name.replace("qkv", to): cut[:, i].flatten(0, 1).clone() for i, to in enumerate(("to_q", "to_k", "to_v"))}
-
-
-def _check(net: UnetConfig, channels: int, state: Mapping[str, Tensor], unknown: list[str]) -> None:
-    with torch.device("meta"):
-        wanted = {f"network.{name}": t.shape for name, t in Unet(net, channels).state_dict().items()}
-    faults = {
-        "missing": [name for name in wanted if name not in state],
-        "unexpected": [*unknown, *(name for name in state if name not in wanted)],
-        "of another shape": [n for n, shape in wanted.items() if n in state and state[n].shape != shape],
-    }
-    said = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in faults.items() if names)
-    if said:
-        raise HarnessError(
-            f"weights that do not fit the network they describe; {said}", "a state dict of the official DDAE"
-        )
+def _ours(name: str, tensor: Tensor, names: Mapping[str, str], head: int) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors for one of theirs; a name that is not known stays, for `settle` to report."""
+    module, _, kind = name.rpartition(".")
+    if module == "time_emb.aug_emb":
+        yield f"label.{kind}", tensor
+    elif module not in names:
+        yield name, tensor
+    elif not module.endswith(".projection"):
+        yield f"unet.{names[module]}.{kind}", tensor
+    else:  # query, key and value take turns, head by head
+        width = head or len(tensor) // 3
+        cut = tensor.unflatten(0, (-1, 3, width))  # [heads, 3, width, ...]
+        for i, to in enumerate(("to_q", "to_k", "to_v")):
+            yield f"unet.{names[module].replace('qkv', to)}.{kind}", cut[:, i].flatten(0, 1)

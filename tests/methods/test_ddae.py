@@ -100,9 +100,11 @@ HEADS = {"conv": 0, "residual": 16}
 
 
 def tiny(kind: str, objective: str = "ddpm", **changes) -> Ddae:
-    config, state = from_official(filled(SHAPES[kind]), objective, HEADS[kind])
-    method = Ddae(replace(config, net=replace(config.net, dropout=0.0), **changes), COLOUR)
-    method.load_state_dict(state)
+    found = from_official(filled(SHAPES[kind]), HEADS[kind])
+    assert found.missing == found.unexpected == []
+    net = replace(found.config.net, dropout=0.0)
+    method = Ddae(replace(found.config, net=net, objective=objective, **changes), COLOUR)
+    method.load_state_dict(found.state)
     return method.eval()
 
 
@@ -162,30 +164,62 @@ def test_loss_and_one_optimizer_step_equal_the_reference(kind, objective):
         assert found == pytest.approx(first, abs=2e-6), theirs
 
 
-def test_a_whole_checkpoint_gives_its_average():
+def test_the_average_of_a_saved_training_is_taken():
+    """ema-pytorch keeps the average, the network that it follows, and its count in one state."""
     state = filled(SHAPES["conv"])
-    named = {f"ema_model.nn_model.{k}": v for k, v in state.items()} | {"step": torch.tensor(3)}
-    whole = {"MODEL": {f"module.nn_model.{k}": torch.zeros_like(v) for k, v in state.items()}, "EMA": named, "opt": {}}
-    plain = from_official(state)
-    for found in (
-        from_official(whole),
-        from_official({"MODEL": {f"module.nn_model.{k}": v for k, v in state.items()}}),
-    ):
-        assert found[0] == plain[0] and all(torch.equal(found[1][k], v) for k, v in plain[1].items())
+    both = {f"ema_model.nn_model.{name}": tensor for name, tensor in state.items()}
+    both |= {f"online_model.nn_model.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    found, plain = from_official(both | {"initted": torch.tensor(True), "step": torch.tensor(3)}), from_official(state)
+    assert found.config == plain.config and "the average" in found.notes[0]
+    assert found.missing == found.unexpected == []
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in plain.state.items())
+    saved = {f"module.nn_model.{name}": tensor for name, tensor in state.items()}  # as data parallel training names it
+    assert from_official(saved).state.keys() == plain.state.keys()
+
+
+def test_image_side_and_label_are_read_off_and_what_is_not_in_the_file_is_said():
+    found = from_official(filled(SHAPES["residual"]), head=16)
+    assert (found.channels, found.image_size, found.classes, found.config.net.label) == (3, 32, 0, 9)
+    assert found.config.net.resample == "residual" and found.config.net.attention == (1,)
+    assert any("ddae.objective" in note for note in found.notes)
 
 
 def test_weights_that_do_not_fit_are_named():
     state = filled(SHAPES["conv"])
     del state["middle.res2.norm1.bias"]
     state["up.0.res.extra.weight"] = torch.zeros(1)
-    state["final.weight"] = torch.zeros(4, 32, 3, 3)
-    with pytest.raises(HarnessError) as error:
-        from_official(state)
-    for said in ("missing: network.unet.mid_block.resnets.1.norm1.bias", "unexpected: up.0.res.extra.weight"):
-        assert said in str(error.value)
-    assert "of another shape: network.unet.conv_out.weight" in str(error.value)
-    with pytest.raises(HarnessError, match=r"no U-Net .* head\.bias"):
+    found = from_official(state)
+    assert found.missing == ["network.unet.mid_block.resnets.1.norm1.bias"]
+    assert found.unexpected == ["up.0.res.extra.weight"]
+    with pytest.raises(HarnessError, match=r"'final.weight' has the shape \[4, 32, 3, 3\]"):
+        from_official(state | {"final.weight": torch.zeros(4, 32, 3, 3)})
+    with pytest.raises(HarnessError, match=r"no 'image_proj.weight' among the tensors \(head\.bias"):
         from_official({"head.bias": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("form", ["state", "EMA"])
+def test_a_file_goes_through_the_released_weights(form, tmp_path):
+    from harness.released.formats import Asked, load
+
+    state = filled(SHAPES["conv"])
+    if form == "EMA":
+        follows = {f"online_model.nn_model.{n}": torch.zeros_like(t) for n, t in state.items()}
+        average = {f"ema_model.nn_model.{n}": t for n, t in state.items()} | {"step": torch.tensor(3)}
+        ours = {f"module.nn_model.{n}": torch.zeros_like(t) for n, t in state.items()}
+        state = {"MODEL": ours, "EMA": average | follows, "opt": {"state": {}, "param_groups": [{"lr": 4e-4}]}}
+    torch.save(state, tmp_path / "model.pth")
+    words = {"ddae": {"objective": "edm", "net": {"dropout": 0.0}}}
+    found = load(Asked(str(tmp_path / "model.pth"), "ddae", settings=words))
+    assert (found.name, found.draws, found.missing, found.unexpected) == ("ddae", True, [], [])
+    assert found.method.data.size == 32 and found.config["objective"] == "edm"
+    assert torch.equal(found.method.network.unet.conv_in.weight, filled(SHAPES["conv"])["image_proj.weight"])
+
+
+def test_a_label_is_for_released_weights_alone(images):
+    method = ddae(net=replace(Ddae.recipe("nano", DIGITS).net, label=9))
+    with pytest.raises(HarnessError, match="augmentation is not built"):
+        method.pretrain(Batch(images), 0.5, Rng(0))
+    assert method.eval().features(images, method.taps()[:1], Rng(0))[0].isfinite().all()
 
 
 # -- levels and samplers -----------------------------------------------------------------------------------------------
