@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from timm.layers import Attention as TimmAttention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -30,3 +30,16 @@ class Attention(TimmAttention):
         b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, -1))
+
+
+class ByKernel:
+    """A processor for diffusers' attention: plain products where `attend` takes them, else the fused kernel."""
+
+    def __init__(self) -> None:
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+        self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        plain = hidden_states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        return (self._plain if plain else self._fused)(attn, hidden_states, *args, **kwargs)

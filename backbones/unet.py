@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backbones.attention import ByKernel
 from harness.errors import HarnessError
 
 
@@ -229,6 +230,9 @@ def _build(c: UnetConfig, channels: int, out: int) -> nn.Module:
     unet.conv_norm_out = nn.GroupNorm(c.groups_out, widths[0], eps=1e-5)
     if widths[0] != c.width:
         _narrow_stem(unet, c, channels)
+    for part in unet.modules():
+        if hasattr(part, "set_processor"):
+            part.set_processor(ByKernel())
     return unet
 
 

@@ -194,3 +194,16 @@ def test_wrong_blocks_and_settings_are_refused():
     for wrong in ({"width": 10}, {"attention": (3,)}, {"blocks": 0}, {"head": 5}, {"dropout": 1.0}):
         with pytest.raises(ValueError):
             dataclasses.replace(SMALL, **wrong)
+
+
+def test_both_kernels_of_attention_say_the_same():
+    """On CPUs, bf16 attention goes through plain products; the numbers are bf16's either way."""
+    torch.manual_seed(0)
+    net = Unet(UnetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), groups=4), 3).eval()
+    x, level = torch.randn(2, 3, 8, 8), torch.full((2,), 0.5)
+    with torch.no_grad():
+        exact = net(x, level)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = net(x, level)
+    assert (found.float() - exact).abs().max() < 0.03 * exact.abs().max()
+    assert not torch.equal(found.float(), exact), "bf16 was not on"
