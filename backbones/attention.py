@@ -40,6 +40,15 @@ class ByKernel:
 
         self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
 
-    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+    # The names are what diffusers looks for: it warns of arguments that a processor does not list.
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
         plain = hidden_states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        return (self._plain if plain else self._fused)(attn, hidden_states, *args, **kwargs)
+        kernel = self._plain if plain else self._fused
+        return kernel(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
