@@ -269,7 +269,7 @@ class Shape(NamedTuple):
 
 # As many parameters as MAE's at that size within 15 %, and the FLOPs of its encoder as near as three levels allow.
 SHAPES = {
-    "nano": Shape(16, (1, 1, 4), 1, 2, 8),
+    "nano": Shape(16, (1, 1, 4), 1, 1, 8),
     "ti": Shape(48, (1, 2, 4), 1, 1, 4),
     "s": Shape(96, (1, 2, 2), 4, 1, 8),
     "b": Shape(192, (1, 2, 2), 5, 1, 8),
