@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import override, plain
-from harness.errors import HarnessError
+from harness.errors import HarnessError, said
 from harness.method import DataSpec, Method, Tap, require_taps
 from harness.released import files
 from harness.rng import Rng
@@ -158,7 +158,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
     except Exception as error:  # the hub's client raises errors of many kinds, offline too
         raise HarnessError(
-            f"{name!r} cannot be had from the hub: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            f"{name!r} cannot be had from the hub: {said(error)}",
             "a network, or a copy in the cache ($HF_HOME)",
             f"where there is a network: hf download {name} --local-dir FOLDER; then, with none: "
             "--checkpoint FOLDER --format diffusers",

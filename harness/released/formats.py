@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,8 @@ from harness.errors import HarnessError, unknown
 from harness.plugins import Plugin, load_method, method_plugins
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from harness.method import Method
     from harness.released.files import Chosen
 
@@ -242,15 +244,24 @@ def _leftovers(method: Method, official: Any, chosen: Chosen) -> tuple[list[str]
     Buffers that the file does not hold and the mapping does not miss are constants of the method. A frozen part (a
     VAE) has weights of its own.
     """
-    try:
-        found = method.load_state_dict(official.state, strict=False)
-    except RuntimeError as error:  # settings that change a shape
-        raise HarnessError(
-            f"the tensors do not fit the settings: {str(error).splitlines()[-1].strip()}", "the settings of the file"
-        ) from None
+    lacking, strange = fill(method, official.state, "the tensors do not fit the settings", "the settings of the file")
     trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
-    missing = {*official.missing, *(trained & set(found.missing_keys))}
-    return sorted(missing), sorted({*official.unexpected, *found.unexpected_keys, *chosen.strange})
+    missing = {*official.missing, *(trained & set(lacking))}
+    return sorted(missing), sorted({*official.unexpected, *strange, *chosen.strange})
+
+
+def fill(
+    network: nn.Module, state: Mapping[str, Tensor], found: str, expected: str, next_step: str = ""
+) -> tuple[list[str], list[str]]:
+    """Put tensors in place; the names that are missing and those left over, sorted.
+
+    Raises HarnessError with these words, torch's own after `found`, where a tensor has another shape than its place.
+    """
+    try:
+        keys = network.load_state_dict(dict(state), strict=False)
+    except RuntimeError as error:
+        raise HarnessError(f"{found}: {str(error).splitlines()[-1].strip()}", expected, next_step) from None
+    return sorted(keys.missing_keys), sorted(keys.unexpected_keys)
 
 
 def require_whole(file: str, missing: list[str], drawing: tuple[str, ...], unexpected: list[str]) -> None:

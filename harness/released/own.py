@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from harness.config import override, plain
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.method import DataSpec, Method
 from harness.plugins import load_method
 from harness.released import files
-from harness.released.formats import OWN, Loaded
+from harness.released.formats import OWN, Loaded, fill
 
 LAYOUT = 1  # of the header
 
@@ -83,16 +81,14 @@ def _head(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
 
 
 def _fill(method: Method, weights: files.Weights) -> None:
-    state: dict[str, Tensor] = dict(weights.content)
-    try:
-        found = method.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise HarnessError(
-            f"{weights.name} does not fit its own config: {str(error).splitlines()[-1].strip()}",
-            "the file as harness export wrote it, and the method's code of then",
-        ) from None
-    if found.missing_keys or found.unexpected_keys:
-        lacking, strange = (", ".join(names) or "nothing" for names in (found.missing_keys, found.unexpected_keys))
+    missing, unexpected = fill(
+        method,
+        weights.content,
+        f"{weights.name} does not fit its own config",
+        "the file as harness export wrote it, and the method's code of then",
+    )
+    if missing or unexpected:
+        lacking, strange = (", ".join(names) or "nothing" for names in (missing, unexpected))
         raise HarnessError(
             f"{weights.name} lacks {lacking}, and has too much: {strange}",
             "the tensors of the method, as its code was at the export",

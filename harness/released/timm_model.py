@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import override, plain
-from harness.errors import HarnessError
+from harness.errors import HarnessError, said
 from harness.method import DataSpec, Method, Tap, require_taps
 from harness.released import files
 from harness.rng import Rng
@@ -165,7 +165,7 @@ def _from_hub(name: str, config: Config) -> nn.Module:
         return timm.create_model(name, pretrained=True, num_classes=0, **config.args)
     except Exception as error:  # the hub's client raises errors of many kinds, offline too
         raise HarnessError(
-            f"timm's {name!r} cannot be had: {_said(error)}",
+            f"timm's {name!r} cannot be had: {said(error)}",
             "timm.create_model(NAME, pretrained=True) to find its weights, on the hub or in the cache ($HF_HOME)",
             f"where there is a network: hf download {at_hub} --local-dir FOLDER; then, with none: "
             "--checkpoint FOLDER --format timm",
@@ -205,31 +205,28 @@ def _from_disk(path: Path, chosen: files.Chosen, config: Config, allow: bool) ->
     try:
         network = timm.create_model(source, pretrained=False, num_classes=0, **config.args)
     except Exception as error:
-        raise HarnessError(f"timm cannot build {source}: {_said(error)}", "a model that timm knows") from error
+        raise HarnessError(f"timm cannot build {source}: {said(error)}", "a model that timm knows") from error
     missing, unexpected, classes = _fill(network, chosen, path)
     require_whole(path.name, missing, (), [] if allow else unexpected)
     return network, unexpected, classes
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
 def _fill(network: nn.Module, chosen: files.Chosen, path: Path) -> tuple[list[str], list[str], int]:
     """Put the tensors in place; what is missing, and what is left over beside a classifier, of how many classes."""
+    from harness.released.formats import fill
+
     classifier = network.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     state = {name: value for name, value in chosen.state.items() if not name.startswith(heads)}
     classes = max((len(v) for n, v in chosen.state.items() if n.startswith(heads) and v.ndim), default=0)
-    try:
-        found = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise HarnessError(
-            f"{path} does not fit the architecture: {str(error).splitlines()[-1].strip()}",
-            "the architecture that the weights are of",
-            "timm.model=NAME and timm.args={...} name another",
-        ) from None
-    return sorted(found.missing_keys), sorted([*found.unexpected_keys, *chosen.strange]), classes
+    missing, unexpected = fill(
+        network,
+        state,
+        f"{path} does not fit the architecture",
+        "the architecture that the weights are of",
+        "timm.model=NAME and timm.args={...} name another",
+    )
+    return missing, sorted([*unexpected, *chosen.strange]), classes
 
 
 def _weights_in(folder: Path) -> Path:

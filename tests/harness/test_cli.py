@@ -14,23 +14,6 @@ from harness.__main__ import main
 TINY = ["--methods", "mae", "--budget", "6step", "--evals", "knn", "train.batch_size=16", "train.snapshots=[0.5]"]
 
 
-@pytest.fixture
-def harness(monkeypatch, capsys):
-    """Type a command; returns (exit status, what it printed, what it complained)."""
-
-    def type_(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["harness", *words])
-        status = 0
-        try:
-            main()
-        except SystemExit as done:
-            status = int(done.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return type_
-
-
 @pytest.mark.parametrize(
     ("words", "complaint", "help_"),
     [

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.plugins import method_plugins
+
 PACKAGES = ("harness", "backbones", "methods", "evals")
 HEAVY = ("torch", "pandas", "sklearn", "diffusers", "timm", "rich", "pydantic", "numpy")
 
@@ -24,6 +26,12 @@ def modules() -> Iterator[str]:
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_it_imports(name: str) -> None:
     assert importlib.import_module(name).__name__ == name
+
+
+def test_every_method_of_ours_is_a_package() -> None:
+    """A folder without `__init__.py` is passed over by who walks packages, this file among them."""
+    ours = {plugin.module for plugin in method_plugins().values() if plugin.module.startswith("methods.")}
+    assert ours and ours <= set(modules())
 
 
 @pytest.mark.parametrize("words", ["import harness.cli", "import harness.__main__", "import harness, methods, evals"])

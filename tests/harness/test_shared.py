@@ -11,7 +11,6 @@ import torch
 
 import methods
 from harness import store
-from harness.__main__ import main
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.plugins import card
@@ -52,22 +51,15 @@ def readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         del sys.modules[name]
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["harness", *words])
-    with pytest.raises(SystemExit) as done:
-        main()
-    return int(done.value.code or 0)
-
-
 def records(study: Path, pattern: str) -> dict[str, dict]:
     return {(r := json.loads(p.read_text()))["cell"]["method"]: r for p in study.glob(f"runs/*/{pattern}")}
 
 
-def test_one_pre_training_serves_its_readers(tmp_path, monkeypatch, capsys):
+def test_one_pre_training_serves_its_readers(tmp_path, harness):
     words = ["--methods", "alike,other,mae", "--evals", "knn,generation", "generation.samples=100", *BUDGET]
     words += ["--name", "s", "--out", str(tmp_path)]
-    assert run_command(monkeypatch, "run", *words) == 0
-    printed = capsys.readouterr().out
+    status, printed, _ = harness("run", *words)
+    assert status == 0
     study = tmp_path / "s"
     runs = records(study, "run.json")
     assert set(runs) == {"mae", "alike", "other"}
@@ -86,35 +78,33 @@ def test_one_pre_training_serves_its_readers(tmp_path, monkeypatch, capsys):
     for picture in done["other"]["pictures"]:
         assert (study / "runs" / runs["other"]["key"] / "evals/1.0000" / picture).is_file()
     before = {p: p.stat().st_mtime_ns for p in study.glob("runs/**/*.json")}
-    assert run_command(monkeypatch, "run", *words) == 0
+    assert harness("run", *words)[0] == 0
     assert {p: p.stat().st_mtime_ns for p in study.glob("runs/**/*.json")} == before
 
 
-def test_a_reader_alone_trains_what_it_reads(tmp_path, monkeypatch, capsys):
+def test_a_reader_alone_trains_what_it_reads(tmp_path, harness):
     words = ["--methods", "alike", "--evals", "knn", *BUDGET, "--name", "s", "--out", str(tmp_path)]
-    assert run_command(monkeypatch, "run", *words) == 0
+    assert harness("run", *words)[0] == 0
     assert set(records(tmp_path / "s", "run.json")) == {"mae", "alike"}
     assert set(records(tmp_path / "s", "evals/1.0000/knn.json")) == {"alike"}
     rows = (tmp_path / "s/tables/tables.csv").read_text()
     assert ",alike," in rows and ",MAE," not in rows  # only what was asked for has a row
 
 
-def test_the_plan_charges_it_once(tmp_path, monkeypatch, capsys):
+def test_the_plan_charges_it_once(tmp_path, harness):
     words = ["--methods", "mae,alike,other", "--budget", "10min", "--out", str(tmp_path)]
-    assert run_command(monkeypatch, "plan", *words) == 0
-    printed = capsys.readouterr().out
+    _, printed, _ = harness("plan", *words)
     assert printed.count("shared with mae") == 2
     assert "still to charge: 10:00" in printed
 
 
-def test_the_plan_knows_how_far_the_source_is_where_a_reader_failed(tmp_path, monkeypatch, capsys):
+def test_the_plan_knows_how_far_the_source_is_where_a_reader_failed(tmp_path, harness):
     (job,) = jobs(build({"methods": "alike", "budget": "10min"}))
     place = store.Study(tmp_path / "s")
     for key, state, share in ((job.key, "failed", 0.2), (job.source.key, "interrupted", 0.5)):
         store.write(place.run(key).record, made_run("mae", 0, key=key, state=state, spend=Spend(share=share)))
     words = ["--methods", "alike", "--budget", "10min", "--name", "s", "--out", str(tmp_path)]
-    assert run_command(monkeypatch, "plan", *words) == 0
-    printed = capsys.readouterr().out
+    _, printed, _ = harness("plan", *words)
     assert "interrupted" in printed and "still to charge: 5:00" in printed
 
 
@@ -154,14 +144,14 @@ def test_class_conditional_generation_is_taken_over_where_both_are_trained_and_d
         assert not reads_alike("conditional", reader("umd", **{verb: lambda self, *_: None})), verb
 
 
-def test_a_source_that_fails_is_tried_once_and_its_readers_stay_in_the_table_as_failed(tmp_path, monkeypatch, capsys):
+def test_a_source_that_fails_is_tried_once_and_its_readers_stay_in_the_table_as_failed(tmp_path, monkeypatch, harness):
     def broken(*_):
         raise RuntimeError("no such luck")
 
     words = ["--methods", "mae,alike", "--evals", "knn", *BUDGET, "--name", "s", "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
         patch.setattr(Mae, "pretrain", broken)
-        assert run_command(monkeypatch, "run", *words) == 1
+        assert harness("run", *words)[0] == 1
     runs = records(tmp_path / "s", "run.json")
     assert {name: (run["state"], run["attempts"]) for name, run in runs.items()} == {
         "mae": ("failed", 1),
@@ -170,7 +160,7 @@ def test_a_source_that_fails_is_tried_once_and_its_readers_stay_in_the_table_as_
     assert "no such luck" in runs["alike"]["message"]
     rows = (tmp_path / "s/tables/tables.csv").read_text().splitlines()
     assert [row for row in rows if "alike, seed 0" in row and "failed" in row]
-    assert run_command(monkeypatch, "run", *words) == 0  # and a later command brings both to their end
+    assert harness("run", *words)[0] == 0  # and a later command brings both to their end
     assert {run["state"] for run in records(tmp_path / "s", "run.json").values()} == {"finished"}
 
 
