@@ -36,6 +36,7 @@ class UnetConfig:
     groups: int = 32  # of every group normalisation but the last
     groups_out: int = 8  # of the last
     label: int = 0  # numbers in the augmentation label; 0 has none
+    classes: int = 0  # in the table of class labels, which has one more row, "no label"; 0 has no table
     modulation: Literal["shift", "scale_shift"] = (
         "shift"  # how the noise level enters a residual block; the second: ADM
     )
@@ -98,8 +99,8 @@ class Unet(nn.Module):
 
     # -- the walk ------------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        for _, h in self.walk(x, level, label):  # noqa: B007 (the last output is what counts)
+    def forward(self, x: Tensor, level: Tensor, label: Tensor | None = None, classes: Tensor | None = None) -> Tensor:
+        for _, h in self.walk(x, level, label, classes=classes):  # noqa: B007 (the last output is what counts)
             pass
         return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(h)))
 
@@ -130,12 +131,28 @@ class Unet(nn.Module):
                 break
         return seen
 
+    def guided(self, x: Tensor, level: Tensor, classes: Tensor, scale: float) -> Tensor:
+        """`forward` moved `scale` times the way from no label to `classes` [B], in the noise (or the clean image).
+
+        A variance, of ADM's layout, stays that of the class.
+        """
+        none = torch.full_like(classes, self.config.classes)
+        pair = self(torch.cat([x, x]), torch.cat([level, level]), classes=torch.cat([classes, none]))
+        led, free = pair.chunk(2)
+        c = x.shape[1]
+        return torch.cat([torch.lerp(free[:, :c], led[:, :c], scale), led[:, c:]], dim=1)
+
     def walk(
-        self, x: Tensor, level: Tensor, label: Tensor | None = None, add: Mapping[int, Tensor] | None = None
+        self,
+        x: Tensor,
+        level: Tensor,
+        label: Tensor | None = None,
+        add: Mapping[int, Tensor] | None = None,
+        classes: Tensor | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Every block's number and output, in order; a block is computed when it is asked for."""
         unet, add = self.unet, add or {}
-        code = self.condition(level, label)
+        code = self.condition(level, label, classes)
         h = unet.conv_in(x)
         skips = []
         for block, parts in enumerate([(), *_encoder(unet)], start=1):
@@ -160,13 +177,21 @@ class Unet(nn.Module):
                 h = _apply(upsampler, h, code)
                 yield block, h
 
-    def condition(self, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """[B, 4 width] of noise levels [B] and augmentation labels [B, label]; no label is a label of zeros."""
+    def condition(self, level: Tensor, label: Tensor | None = None, classes: Tensor | None = None) -> Tensor:
+        """[B, 4 width] of noise levels [B], augmentation labels [B, label] and classes int64 [B].
+
+        No augmentation label is one of zeros; no class is the table's last row.
+        """
         unet = self.unet
         code = unet.time_proj(level).to(unet.conv_in.weight.dtype)
         if label is not None:
             code = code + self.label(label.to(code.dtype))
-        return unet.time_embedding(code)
+        code = unet.time_embedding(code)
+        if not self.config.classes:
+            return code
+        if classes is None:
+            classes = torch.full((len(code),), self.config.classes, device=code.device)
+        return code + unet.class_embedding(classes)
 
 
 def _apply(part: nn.Module, h: Tensor, code: Tensor) -> Tensor:
@@ -215,6 +240,7 @@ def _build(c: UnetConfig, channels: int, out: int) -> nn.Module:
         up_block_types=tuple(up for _, up in reversed(kinds)),
         layers_per_block=c.blocks,
         time_embedding_dim=4 * c.width,
+        num_class_embeds=c.classes + 1 if c.classes else None,
         freq_shift=1 if c.code == "ddpm" else 0,
         flip_sin_to_cos=c.code == "adm",
         downsample_padding=1,

@@ -21,9 +21,8 @@ class HarnessPipeline(DiffusionPipeline):
         super().__init__()
         if groups_out is not None:
             network.conv_norm_out.num_groups = groups_out
-        if null_label is not None:
-            for block in network.transformer_blocks:
-                block.norm1.emb.time_proj.downscale_freq_shift = 0
+        for block in getattr(network, "transformer_blocks", ()):
+            block.norm1.emb.time_proj.downscale_freq_shift = 0
         scheduler.alphas_cumprod = _signal(scheduler.config)
         self.register_modules(network=network, scheduler=scheduler)
         self.register_to_config(steps=steps, groups_out=groups_out, null_label=null_label)

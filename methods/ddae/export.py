@@ -23,12 +23,13 @@ def to_diffusers(method: Ddae) -> Pipeline:
     network = diffusers.UNet2DModel(**{k: v for k, v in unet.config.items() if not k.startswith("_")} | changed)
     told = (torch.arange(T) + 1) / T
     network.load_state_dict(unet.state_dict() | {"time_proj.weight": unet.time_proj(told)})
+    labels = {"null_label": method.classes} if method.classes else {}
     return Pipeline(
         network,
         diffusers.DDIMScheduler(beta_schedule="linear"),
         c.sample_steps or 100,
         forward=lambda x, t: method.network(x, torch.full((len(x),), (t + 1) / T)),
-        settings={"groups_out": c.net.groups_out},
+        settings={"groups_out": c.net.groups_out} | labels,
     )
 
 

@@ -10,33 +10,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from math import ceil, log2
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.adm_unet import adm_like
 from backbones.diffusion import Diffusion, T
-from backbones.edm import Edm
+from backbones.edm import Edm, Network
+from backbones.edm_augment import LABEL, Warp
+from backbones.labels import dropped
 from backbones.learned_variance import LearnedVariance, ancestral
 from backbones.unet import NETS, Unet, UnetConfig
 from harness.errors import HarnessError
-from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, inherit, require_taps
 from harness.rng import Rng
+from methods.ddae.sizes import SHORT, halvings, net
 
 # Shapes: B batch, C channels, H = W image side, D width of a decoder block.
 
 
 @dataclass(frozen=True)
 class Config:
-    """The paper's DDPM on CIFAR-10, its 35.7M network."""
+    """The paper's DDPM on CIFAR-10, its 35.7M network, without labels."""
 
     net: UnetConfig = NETS["ddpm"]
     objective: Literal["ddpm", "edm"] = "ddpm"
     layout: Literal["ddae", "adm"] = "ddae"  # "adm": `net` built, trained and told of levels as ADM is
     edm: Edm = Edm()  # noqa: RUF009 (frozen)
+    warp: float = 0.12  # share of images for each of EDM's augmentations; of a network that is told (net.label)
+    labels: bool = False  # pre-training sees labels, as no network of the paper did; the record and every table say so
+    label_drop: float = 0.1  # share of labels that training replaces by "no label"
     lr: float = 4e-4  # not scaled with the batch
     rate: Literal["constant", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
@@ -45,6 +51,7 @@ class Config:
     warmup: float = 13 / 2000  # share of the training
     noises: tuple[int, ...] = ()  # levels that features can be read at; none: the paper's
     sample_steps: int = 0  # 0 is the paper's: 100 of DDIM, 18 of Heun
+    guidance: float = 1.0  # of samples with labels; 1 is plain conditional
     ddim_schedule: Literal["training", "reference"] = "training"  # the reference samples along another one
 
     def __post_init__(self) -> None:
@@ -53,8 +60,12 @@ class Config:
         top = self.edm.levels if self.objective == "edm" else T - (self.layout == "adm")
         if not all(1 <= noise <= top for noise in self.noises):
             raise ValueError(f"noises are from 1 to {top}; 0, the clean image, is a level that no network has seen")
-        if not 0 <= self.sample_steps <= T or not 0 <= self.warmup < 1:
-            raise ValueError(f"sample_steps is at most {T}, warmup a share")
+        if not 0 <= self.sample_steps <= T or not 0 <= self.warmup < 1 or not 0 <= self.label_drop < 1:
+            raise ValueError(f"sample_steps is at most {T}, warmup and label_drop are shares")
+        if self.net.label not in (0, LABEL) or not 0 <= self.warp <= 1:
+            raise ValueError(
+                f"net.label is {LABEL}, the numbers that tell of EDM's augmentation, or 0; warp is a share"
+            )
 
 
 class Ddae(Method):
@@ -71,49 +82,67 @@ class Ddae(Method):
     def __init__(self, config: Config, data: DataSpec) -> None:
         super().__init__()
         self.config, self.data = config, data
-        halvings = len(config.net.mults) - 1
-        if data.size % 2**halvings:
+        deep = len(config.net.mults) - 1
+        if data.size % 2**deep:
             raise HarnessError(
-                f"an image side of {data.size} px, which {halvings} halvings do not divide",
-                f"at most {_halvings(data.size)} for {data.name}",
+                f"an image side of {data.size} px, which {deep} halvings do not divide",
+                f"at most {halvings(data.size)} for {data.name}",
                 "fewer ddae.net.mults",
             )
+        self.classes = config.net.classes or (data.classes if config.labels else 0)
+        if config.labels and self.classes < data.classes:
+            raise HarnessError(
+                f"ddae.net.classes={self.classes} with labels", f"at least the data set's {data.classes}, or 0"
+            )
+        shape = replace(config.net, classes=self.classes)
         self.diffusion = Diffusion("linear")
         if config.layout == "adm":
-            self.network = Unet(adm_like(config.net), data.channels, 2 * data.channels)
+            self.network = Unet(adm_like(shape), data.channels, 2 * data.channels)
             self.reverse = LearnedVariance(self.diffusion.alpha_bar)
         else:
-            self.network = Unet(config.net, data.channels)
+            self.network = Unet(shape, data.channels)
 
     # -- pre-training --------------------------------------------------------------------------------------------------
 
+    @property
+    def sees_labels(self) -> bool:
+        return self.config.labels
+
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        x, told = batch.images, None
         if self.config.net.label:
-            raise HarnessError(
-                "pre-training of a network with an augmentation label: EDM's augmentation is not built here",
-                "ddae.net.label=0; released weights with a label are read and sampled from without one",
-            )
-        x = batch.images
+            warp = Warp.drawn(len(x), self.config.warp, rng.at("augment"))
+            x, told = warp.applied(x), warp.label().to(x.device)
         eps = rng.normal("noise", x.shape).to(x.device)
         if self.config.objective == "ddpm":
             first = 0 if self.config.layout == "adm" else 1
             level = (first + rng.integers("level", T, (len(x),))).to(x.device)
         else:
             level = self.config.edm.drawn(rng.normal("level", (len(x),)).to(x.device))
+        labels = dropped(batch.labels, self.config.label_drop, self.classes, rng) if self.sees_labels else None
         dropout = self.training and self.config.net.dropout > 0
         with rng.lent("dropout") if dropout else nullcontext():
-            return self.loss(x, level, eps)
+            return self.loss(x, level, eps, labels, told)
 
-    def loss(self, x: Tensor, level: Tensor, eps: Tensor) -> Loss:
-        """The loss of clean `x` with noise `eps`; `level` [B] is t from 1 (DDPM) or 0 (ADM), or sigma (EDM)."""
+    def loss(
+        self, x: Tensor, level: Tensor, eps: Tensor, labels: Tensor | None = None, told: Tensor | None = None
+    ) -> Loss:
+        """The loss of clean `x` with noise `eps`; `level` [B] is t from 1 (DDPM) or 0 (ADM), or sigma (EDM).
+
+        `labels` [B] are of a network that has a table of them, the last one "none"; `told` [B, 9] says how `x` was
+        warped to one that wants to know.
+        """
+        network = self.led(labels)
+        if told is not None:
+            network = partial(network, label=told)
         if self.config.layout == "adm":
             noised = self.diffusion.noised(x, level, eps)
-            mse, vb = self.reverse.hybrid(self.diffusion, x, noised, self.network(noised, level), eps, level)
+            mse, vb = self.reverse.hybrid(self.diffusion, x, noised, network(noised, level), eps, level)
             return Loss((mse + vb).mean(), {"mse": mse.detach().mean(), "vb": vb.detach().mean()})
         if self.config.objective == "edm":
-            total = self.config.edm.loss(self.network, x, level, eps)
+            total = self.config.edm.loss(network, x, level, eps)
         else:
-            found = self.network(self.diffusion.noised(x, level - 1, eps), level / T)
+            found = network(self.diffusion.noised(x, level - 1, eps), level / T)
             total = (found.to(eps.dtype) - eps).square().mean()
         return Loss(total, {"mse": total.detach()})
 
@@ -129,7 +158,7 @@ class Ddae(Method):
         )
 
     def augment(self) -> Augment:
-        """Mirrored, never cropped, as in the paper."""
+        """Mirrored, never cropped, as in the paper; also where EDM's augmentation mirrors once more."""
         return Augment()
 
     # -- recognise -----------------------------------------------------------------------------------------------------
@@ -201,42 +230,75 @@ class Ddae(Method):
 
     # -- draw ----------------------------------------------------------------------------------------------------------
 
+    def labelled(self) -> Ddae:
+        """This network with a table of labels, for a training with labels by the same recipe.
+
+        A label's row is added to the code of the level, as in ADM. A fresh table has "no label" at zero, so that
+        without a label it is the old network, and labels at the scale of DiT's.
+        """
+        new = inherit(type(self)(replace(self.config, labels=True), self.data), self)
+        if not self.classes:
+            table = new.network.unet.class_embedding.weight
+            nn.init.normal_(table, std=table.shape[1] ** -0.5)
+            nn.init.zeros_(table[-1])
+        return new
+
     @torch.no_grad()
-    def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
-        if labels is not None:
-            raise HarnessError("labels given to DDAE", "no labels")
+    def sample(
+        self,
+        n: int,
+        rng: Rng,
+        labels: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Without `labels`: of classes drawn evenly where pre-training saw labels, else of none."""
+        if labels is not None and not self.classes:
+            raise HarnessError("labels given to a DDAE without a table of them", "no labels, or ddae.labels=true")
+        if labels is None and self.sees_labels:
+            labels = rng.integers("label", self.data.classes, (n,))
         start = rng.normal("start", (n, self.data.channels, self.data.size, self.data.size))
         edm, adm = self.config.objective == "edm", self.config.layout == "adm"
         if steps is None:
             steps = self.config.sample_steps or (18 if edm else 250 if adm else 100)
+        network = self.led(labels, self.config.guidance if guidance is None else guidance)
         if adm:
-            return self.ancestral(start, steps, rng).clamp(-1, 1)
-        drawn = self.config.edm.heun(self.network, start, steps) if edm else self.ddim(start, steps)
+            return self.ancestral(start, steps, rng, network).clamp(-1, 1)
+        drawn = self.config.edm.heun(network, start, steps) if edm else self.ddim(start, steps, network)
         return drawn.clamp(-1, 1)
 
-    def ancestral(self, start: Tensor, steps: int, rng: Rng) -> Tensor:
+    def led(self, labels: Tensor | None, guidance: float = 1.0) -> Network:
+        """The network as a function of images and what it is told of the level, led to `labels` [B] if there are."""
+        if labels is None:
+            return self.network
+        if guidance == 1:
+            return partial(self.network, classes=labels)
+        return partial(self.network.guided, classes=labels, scale=guidance)
+
+    def ancestral(self, start: Tensor, steps: int, rng: Rng, network: Network) -> Tensor:
         """ADM's sampler: `steps` respaced steps with the predicted variance, the clean image clipped."""
 
         def denoise(x: Tensor, k: int) -> Tensor:
-            return self.network(x, torch.full((len(x),), k, device=x.device)).float()
+            return network(x, torch.full((len(x),), k, device=x.device)).float()
 
         def noise(step: int) -> Tensor:
             return rng.at("step", step).normal("noise", start.shape)
 
         return ancestral(self.diffusion, denoise, start, self.diffusion.respaced(steps), noise, clip=True)
 
-    def ddim(self, start: Tensor, steps: int) -> Tensor:
+    def ddim(self, start: Tensor, steps: int, network: Network | None = None) -> Tensor:
         """Images of standard normal `start` in `steps` evaluations without fresh noise.
 
         The reference's schedule for sampling is the training's rule over 1001 levels instead of 1000, where the last,
         0, still has a little noise.
         """
+        network = network or self.network
         if not 1 <= steps <= T:
             raise HarnessError(f"{steps} sampling steps", f"a number from 1 to {T}")
         times = [1 + i * T // steps for i in reversed(range(steps))]  # 991, 981 ... 1 for 100
 
         def denoise(x: Tensor, t: int) -> Tensor:
-            return self.network(x, torch.full((len(x),), t / T, device=x.device)).to(x.dtype)
+            return network(x, torch.full((len(x),), t / T, device=x.device)).to(x.dtype)
 
         if self.config.ddim_schedule == "training":
             return self.diffusion.ddim(lambda x, k: denoise(x, k + 1), start, [t - 1 for t in times], None, eta=0.0)
@@ -252,60 +314,13 @@ def _block(tap: Tap) -> int:
 
 NOISES = {"ddpm": (1, 11, 21), "edm": (3, 4, 5), "adm": (90, 150, 300)}  # the papers', as each counts
 
-# -- sizes -------------------------------------------------------------------------------------------------------------
-
-SHORT = {"nano": 2e-3, "ti": 1e-3}  # sizes for budgets of minutes: the peak rate (card.toml says how it was chosen)
-
-
-class Shape(NamedTuple):
-    """A size's levels; the first may come several times, until the last is `bottom` px or less."""
-
-    width: int
-    mults: tuple[int, ...]
-    blocks: int
-    attention: int  # level, of these
-    bottom: int
-
-
-# As many parameters as MAE's at that size within 15 %, and the FLOPs of its encoder as near as three levels allow.
-SHAPES = {
-    "nano": Shape(16, (1, 1, 4), 1, 1, 8),
-    "ti": Shape(48, (1, 2, 4), 1, 1, 4),
-    "s": Shape(96, (1, 2, 2), 4, 1, 8),
-    "b": Shape(192, (1, 2, 2), 5, 1, 8),
-    "l": Shape(320, (1, 2, 2), 5, 1, 8),
-    "xl": Shape(448, (1, 2, 2), 5, 1, 8),
-}
-
-
-def net(size: str, side: int) -> UnetConfig:
-    """The network of a size for images of `side` px, of DDPM's kind."""
-    shape = SHAPES[size]
-    added = max(0, min(ceil(log2(side / shape.bottom)), _halvings(side)) - len(shape.mults) + 1)
-    width, mults = shape.width, (1,) * added + shape.mults
-    if added and width > 64:  # half as wide where the side doubles, as in the reference's 64 px network
-        width, mults = width // 2, (1,) * added + tuple(2 * m for m in shape.mults)
-    return UnetConfig(
-        width=width,
-        mults=mults,
-        blocks=shape.blocks,
-        attention=(added + shape.attention,),
-        dropout=0.0 if size in SHORT else 0.1,
-        groups=min(32, width // 4),
-    )
-
-
-def _halvings(side: int) -> int:
-    """How often a side in px can be halved."""
-    return (side & -side).bit_length() - 1
-
-
 # The reference's five configurations; the reference's caps of the average are `train.ema` 0.9999 (DDPM) and 0.9993.
 PAPER = {
     "DDPM_ddpm": Config(),
     "DDPM_ddpmpp": Config(net=NETS["ddpm++"]),
     "EDM_ddpm": Config(net=replace(NETS["ddpm"], dropout=0.13), objective="edm", warmup=0.1),
     "EDM_ddpmpp": Config(net=replace(NETS["ddpm++"], dropout=0.13), objective="edm", warmup=0.1),
+    "EDM_ddpmpp_aug": Config(net=NETS["ddpm++aug"], objective="edm", warmup=0.05),
 }
 
 METHOD = Ddae

@@ -236,16 +236,18 @@ def test_diffusers_draws_what_dit_draws_from_the_same_noise(runs, tmp_path, monk
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 
-def test_diffusers_draws_what_ddae_draws_from_the_same_noise(runs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("labels", [False, True])
+def test_diffusers_draws_what_ddae_draws_from_the_same_noise(runs, tmp_path, monkeypatch, labels):
     """The last norm's groups and the time code, which diffusers' U-Net has otherwise, among the rest."""
-    method = made("ddae", by=0.02)
+    method = made("ddae", by=0.02, labels=labels)
     assert method.config.net.groups != method.config.net.groups_out
     # Little noise and faint start: an untrained network's estimates would all be clipped, and hide a mistake.
     method.network.unet.conv_out.weight.mul_(0.01)
     pipe = piped(method, runs, tmp_path / "pipe", monkeypatch)
     start = 0.01 * Rng(3).normal("start", (2, 1, 8, 8))
-    ours = method.ddim(start, 5).clamp(-1, 1)
-    theirs = pipe(latents=start, num_inference_steps=5, output_type="pt").images
+    classes = torch.tensor([1, 4]) if labels else None
+    ours = method.ddim(start, 5, method.led(classes)).clamp(-1, 1)
+    theirs = pipe(latents=start, num_inference_steps=5, class_labels=classes, output_type="pt").images
     assert ours.std() > 0.1 and ours.abs().quantile(0.7) < 1
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 

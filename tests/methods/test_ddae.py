@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backbones.diffusion import Diffusion
+from backbones.edm_augment import Warp
 from backbones.unet import UnetConfig
 from harness.data.dataset import load
 from harness.data.pixels import to_float
@@ -215,11 +216,21 @@ def test_a_file_goes_through_the_released_weights(form, tmp_path):
     assert torch.equal(found.method.network.unet.conv_in.weight, filled(SHAPES["conv"])["image_proj.weight"])
 
 
-def test_a_label_is_for_released_weights_alone(images):
-    method = ddae(net=replace(Ddae.recipe("nano", DIGITS).net, label=9))
-    with pytest.raises(HarnessError, match="augmentation is not built"):
-        method.pretrain(Batch(images), 0.5, Rng(0))
-    assert method.eval().features(images, method.taps()[:1], Rng(0))[0].isfinite().all()
+def test_a_network_with_the_augmentations_label_is_trained_on_what_it_is_told_of(images, monkeypatch):
+    method, seen = ddae(net=replace(Ddae.recipe("nano", DIGITS).net, label=9), warp=1.0), []
+    monkeypatch.setattr(Ddae, "loss", lambda self, x, level, eps, labels, told: seen.append((x, told)))
+    method.pretrain(Batch(images), 0.5, Rng(0))
+    ((x, told),) = seen
+    warp = Warp.drawn(8, 1.0, Rng(0).at("augment"))
+    assert torch.equal(x, warp.applied(images)) and torch.equal(told, warp.label())
+    assert (x - images).abs().max() > 0.1 and told.shape == (8, 9)
+    monkeypatch.undo()
+    total = method.pretrain(Batch(images), 0.5, Rng(0)).total
+    total.backward()
+    assert total.isfinite() and method.network.label.weight.grad.any()
+    assert method.eval().features(images, method.taps()[:1], Rng(0))[0].isfinite().all(), "read without being told"
+    with pytest.raises(ValueError, match=r"net\.label is 9"):
+        Config(net=replace(Config().net, label=5))
 
 
 # -- levels and samplers -----------------------------------------------------------------------------------------------
