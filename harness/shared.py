@@ -52,7 +52,7 @@ def adopt(job: Job, place: store.Study, source: RunRecord) -> RunRecord:
 
 def _cost(job: Job, cost: Cost | None) -> Cost | None:
     """The source's; what features cost is measured where the reader's are others."""
-    if cost is None or _alike(job, VERBS["features"]):
+    if cost is None or alike(job.method_class, job.source.method_class, VERBS["features"]):
         return cost
     from harness.train import flops
 
@@ -68,18 +68,18 @@ def reads_alike(name: str, job: Job) -> bool:
     what its verb needs.
     """
     plugin = load_eval(name)
-    return _alike(job, getattr(plugin, "READS", VERBS[plugin.NEEDS]))
+    asked = getattr(plugin, "READS", VERBS[plugin.NEEDS])
+    return alike(job.method_class, job.source.method_class, asked)
 
 
-def _alike(job: Job, asked: Sequence[str]) -> bool:
-    """Whether reader and source share the code of what is `asked`.
+def alike(reader: type[Method], source: type[Method], asked: Sequence[str]) -> bool:
+    """Whether the two share the code of what is `asked`.
 
     Of the interface the reader may have the rest to itself. A helper of the source's that it has not kept counts as
     asked for: nothing tells who calls it.
     """
-    mine, theirs = job.method_class, job.source.method_class
-    names = [name for name in dir(theirs) if name == "__init__" or not name.startswith("__")]
-    own = {name for name in names if getattr_static(mine, name, None) is not getattr_static(theirs, name)}
+    names = [name for name in dir(source) if name == "__init__" or not name.startswith("__")]
+    own = {name for name in names if getattr_static(reader, name, None) is not getattr_static(source, name)}
     return own <= {*vars(Method), *vars(Objective)} - {*asked}
 
 

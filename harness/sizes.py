@@ -7,7 +7,8 @@ memory or run. The yardstick is MAE, a plain ViT.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from harness.errors import HarnessError, said
 from harness.method import SIZES, DataSpec, Method
@@ -41,13 +42,22 @@ class Measure:
 
 def measure(name: str, size: str, resolution: int) -> Measure:
     """The method `name` at a size for colour images of `resolution` px, ten classes."""
+    from harness.shared import VERBS, alike
+
+    cls = load_method(name)
+    if cls.pretrained_as and alike(cls, load_method(cls.pretrained_as), VERBS["features"]):
+        return replace(measure(cls.pretrained_as, size, resolution), method=name)
+    return _measured(name, cls, size, resolution)
+
+
+@cache
+def _measured(name: str, cls: type[Method], size: str, resolution: int) -> Measure:
     import torch
     from torch._subclasses import FakeTensorMode
 
     from harness.rng import Rng
     from harness.train import flops
 
-    cls = load_method(name)
     spec = DataSpec(f"{resolution} px", channels=3, size=resolution, classes=10)
     with torch.device("meta"):
         method = cls.create(cls.recipe(size, spec), spec)
