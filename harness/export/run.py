@@ -80,17 +80,20 @@ def restored(folder: RunFolder, record: RunRecord, share: float) -> Method:
             "--share SHARE",
         )
     kind = load_method(record.cell.method)
-    method = kind.create(override(kind.Config(), record.config, record.cell.method), _spec(record.cell.dataset))
+    method = kind.create(override(kind.Config(), record.config, record.cell.method), _spec(record))
     method.load_state_dict(checkpoint.load_snapshot(path))
     return method.requires_grad_(False).eval()
 
 
-def _spec(dataset: str) -> DataSpec:
-    """The images that the run was trained on; a record has the data set's name only."""
+def _spec(record: RunRecord) -> DataSpec:
+    """The images that the run was trained on; an old record has the data set's name only."""
+    dataset = record.cell.dataset
+    if record.images is not None:
+        return DataSpec(dataset, **record.images.model_dump())
     if dataset not in ENTRIES:
         raise HarnessError(
-            f"the run was trained on {dataset}, whose images have no fixed size or number of classes",
-            f"one of the data sets {', '.join(ENTRIES)}",
+            f"the run was trained on {dataset}, and its record does not say of which size and how many classes",
+            f"a record that does, or one of the data sets {', '.join(ENTRIES)}",
         )
     entry = find_entry(dataset)
     return DataSpec(entry.name, entry.channels, entry.size, entry.classes)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from harness.released.formats import Asked, load
 from harness.rng import Rng
 from harness.store import RunFolder, Study
 from tests.harness.made_study import made_run
+from tests.harness.test_data_forms import image_folder
 
 METHODS = ["mae", "umd", "dit", "lmd", "ddae"]
 SPEC = DataSpec("digits", channels=1, size=8, classes=10)
@@ -299,3 +301,16 @@ def test_a_folder_is_never_written_over(runs, tmp_path, harness):
     (tmp_path / "x").mkdir()
     status, _, err = harness("export", runs / "mae", "--to", "timm", "--out", tmp_path / "x")
     assert status == 2 and "is there already" in err and list((tmp_path / "x").iterdir()) == []
+
+
+def test_a_run_on_a_users_own_folder_is_written_too(tmp_path, harness):
+    """The record, not the data set's name, knows which images the network was made for; the folder may be gone."""
+    images = image_folder(tmp_path / "birds")
+    words = ["--methods", "mae", "--dataset", f"folder:{images}?size=16", "--budget", "2step", "--evals", "knn"]
+    words += ["train.batch_size=8", "train.snapshots=[]", "--name", "s", "--out", tmp_path]
+    assert harness("run", *words)[0] == 0
+    shutil.rmtree(images)
+    status, _, err = harness("export", tmp_path / "s", "--out", tmp_path / "birds.safetensors")
+    assert status == 0, err
+    spec = load(Asked(str(tmp_path / "birds.safetensors"))).method.data
+    assert (spec.name, spec.channels, spec.size, spec.classes) == ("folder-birds", 3, 16, 2)
