@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from backbones.unet import NETS, UnetConfig
+from backbones.unet import NETS, Unet, UnetConfig
 from harness.errors import HarnessError
 
 HEAD = 64  # channels of an attention head, in every released model; no tensor tells
@@ -48,6 +48,18 @@ def adm_like(net: UnetConfig) -> UnetConfig:
         code="adm",
         read="after",
     )
+
+
+def start_as_adm(network: Unet) -> Unet:
+    """`network` with zeros where ADM starts with them: in the last layer of every block and of the whole."""
+    for part in network.modules():
+        last = [getattr(part, name, None) for name in ("conv2", "conv_out")]
+        if hasattr(part, "to_out"):
+            last.append(part.to_out[0])
+        for layer in filter(None, last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return network
 
 
 def config_of(state: Mapping[str, Tensor], head: int = HEAD) -> UnetConfig:

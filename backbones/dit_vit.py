@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.adaln_vit import AdaLNBlocks, modulate, sinusoid, zero
+from backbones.labels import guided
 from backbones.tokens import patchify, sincos_2d, unpatchify
 from harness.errors import HarnessError
 
@@ -74,7 +75,4 @@ class DitVit(nn.Module):
 
         The reference moves the first three only, and keeps the label's own variance, as is done here.
         """
-        null = torch.full_like(labels, self.classes)
-        led, free = self(torch.cat([x, x]), torch.cat([level, level]), torch.cat([labels, null])).chunk(2)
-        c = x.shape[1]
-        return torch.cat([torch.lerp(free[:, :c], led[:, :c], scale), led[:, c:]], dim=1)
+        return guided(self, x, level, labels, self.classes, scale)

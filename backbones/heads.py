@@ -36,11 +36,20 @@ class MapShape(NamedTuple):
     side: int
 
 
-class LinearHead(nn.Sequential):
-    """Maps [B, C, S, S] pooled to `pool` x `pool`, flattened, to logits [B, K]."""
+class LinearHead(nn.Module):
+    """One layer's maps at one noise level, pooled to `pool` x `pool` and flattened, to logits."""
 
-    def __init__(self, channels: int, classes: int, pool: int = 2) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(pool), nn.Flatten(), nn.Linear(channels * pool**2, classes))
+    def __init__(self, shapes: Mapping[str, MapShape], classes: int, pool: int = 2) -> None:
+        super().__init__()
+        ((self.layer, shape),) = shapes.items()
+        self.pool = nn.AdaptiveAvgPool2d(min(pool, shape.side))
+        self.classify = nn.Linear(shape.channels * min(pool, shape.side) ** 2, classes)
+
+    def forward(self, levels: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Logits [B, K] of `[{layer: maps}]`, as for `FusionHead`."""
+        (level,) = levels
+        maps = level[self.layer].to(self.classify.weight.dtype)
+        return self.classify(self.pool(maps).flatten(1))
 
 
 class Tokenizer(nn.Module):

@@ -21,6 +21,11 @@ INSIDE = 0.999  # beyond it the outermost bins reach to infinity
 LEAST = 1e-12  # probability, before its logarithm
 
 
+def implied(diffusion: Diffusion, noised: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+    """The clean images [B, ...] that noise `eps` in `noised` at levels `k` [B] implies, not clipped."""
+    return (noised - _wide(diffusion.spread[k], noised) * eps) / _wide(diffusion.signal[k], noised)
+
+
 class LearnedVariance(nn.Module):
     """The reverse step's bounds along one schedule `alpha_bar` [T] (float64): tables that travel with the device."""
 
@@ -49,8 +54,8 @@ class LearnedVariance(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The squared error of the noise and the variational term, each [B], of a network's `found` [B, 2 C, ...]."""
         eps_hat, v = found.to(eps.dtype).chunk(2, dim=1)
-        signal, spread = _wide(diffusion.signal[k], x), _wide(diffusion.spread[k], x)
-        x0_hat = (noised - spread * eps_hat.detach()) / signal
+        # The variance learns from the variational term alone: the mean in it is the network's, without a gradient.
+        x0_hat = implied(diffusion, noised, eps_hat.detach(), k)
         return (eps_hat - eps).square().flatten(1).mean(dim=1), self.loss(x, x0_hat, noised, v, k)
 
     def posterior_mean(self, x0: Tensor, x: Tensor, k: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.attention import ByKernel
+from backbones.labels import guided
 from harness.errors import HarnessError
 
 
@@ -136,11 +137,7 @@ class Unet(nn.Module):
 
         A variance, of ADM's layout, stays that of the class.
         """
-        none = torch.full_like(classes, self.config.classes)
-        pair = self(torch.cat([x, x]), torch.cat([level, level]), classes=torch.cat([classes, none]))
-        led, free = pair.chunk(2)
-        c = x.shape[1]
-        return torch.cat([torch.lerp(free[:, :c], led[:, :c], scale), led[:, c:]], dim=1)
+        return guided(lambda *seen: self(*seen[:2], classes=seen[2]), x, level, classes, self.config.classes, scale)
 
     def walk(
         self,

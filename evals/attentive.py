@@ -1,4 +1,4 @@
-"""Heads with attention, trained with labels on frozen maps: one tap, several layers and noise levels, fed-back maps.
+"""Heads trained with labels on frozen maps: linear and attention on one tap, fusion of several, fed-back maps.
 
 Mukhopadhyay et al. 2024 (DifFormer, DifFeed) compare such heads with other methods' linear probes; here every method
 gets the same heads (card difformer_diffeed, sections 6.3 and 8, table B). Heads learn on the fit part, each one's rate
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # Shapes: n images, B batch, C channels and S side of a map, D token width, K classes.
 
-TITLE = "attention and fusion heads"
-PROTOCOL = 1
+TITLE = "linear, attention and fusion heads on maps"
+PROTOCOL = 2  # the linear head came
 NEEDS = "features"
 FULL_ONLY = True
 READS = ("taps", "features", "maps", "fusion", "feedback_head")  # methods equal in these would find the same
@@ -85,7 +85,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         return None
     choice = context.choose_tap(config.taps)
     tap = mapped_tap(choice, context.method.maps())
-    reads: dict[str, Levels] = {"attention": [[tap]], "fusion": context.method.fusion()}
+    reads: dict[str, Levels] = {"linear": [[tap]], "attention": [[tap]], "fusion": context.method.fusion()}
     with context.choosing():
         fitted = _fit_on_maps(context, config, reads)
         fed = _fit_feedback(context, config)
@@ -113,7 +113,7 @@ def mapped_tap(choice: Choice, maps: Sequence[Tap]) -> Tap:
 
 
 def _fit_on_maps(context: Context, config: Config, reads: dict[str, Levels]) -> dict[str, Fitted]:
-    from backbones.heads import FusionHead, MapShape
+    from backbones.heads import FusionHead, LinearHead, MapShape
     from evals._heads import RECIPES, MapExamples, best_of
 
     taps = list(dict.fromkeys(tap for levels in reads.values() for level in levels for tap in level))
@@ -122,7 +122,10 @@ def _fit_on_maps(context: Context, config: Config, reads: dict[str, Levels]) -> 
     fitted = {}
     for name, levels in reads.items():
         shapes = {t.layer: MapShape(*maps["fit"][t].shape[1:3]) for level in levels for t in level}
-        head = partial(FusionHead, shapes, len(levels), context.data.spec.classes, _measures(context, config))
+        if name == "linear":
+            head = partial(LinearHead, shapes, context.data.spec.classes)
+        else:
+            head = partial(FusionHead, shapes, len(levels), context.data.spec.classes, _measures(context, config))
         fit, select = (
             MapExamples(maps[part], levels, context.labels(part, limit), context.device)
             for part, limit in limits.items()

@@ -23,7 +23,7 @@ Words = Annotated[
 Methods = Annotated[str | None, typer.Option(help="Names separated by commas: umd,lmd,mae.")]
 Budget = Annotated[str | None, typer.Option(help="Per method and seed: 1min, 100gpu-h, 300step, 1e15flop, 10epoch.")]
 Dataset = Annotated[str | None, typer.Option(help="Names separated by commas, or folder:PATH. [default: digits]")]
-Size = Annotated[str | None, typer.Option(help="nano, ti, s, b, l. [default: nano]")]
+Size = Annotated[str | None, typer.Option(help="nano, ti, s, b, l, xl. [default: nano]")]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds: 0 to N-1. [default: 1]")]
 Evals = Annotated[str | None, typer.Option(help="Names separated by commas. [default: linear,knn,generation]")]
 Name = Annotated[str | None, typer.Option(help="The study's folder. [default: from data set, size and budget]")]
@@ -131,12 +131,14 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option(metavar="PATH", help="Weights trained elsewhere; or timm:NAME, diffusers:NAME.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="mae, dit, adm, ddae, umd, timm, diffusers, harness.")] = None,
+    format: Annotated[str | None, typer.Option(help="mae, dit, adm, ddae, umd, lmd, timm, diffusers, harness.")] = None,
     weights: Annotated[str | None, typer.Option(help="ema or raw. [default: ema where the file has it]")] = None,
     allow_unexpected: Annotated[bool, typer.Option(help="Leave out tensors that the method has no place for.")] = False,
     borrowed: Annotated[str | None, typer.Option(help="What the weights cost elsewhere, for the tables.")] = None,
     dataset: Dataset = None,
-    size: Annotated[str | None, typer.Option(help="Whose eval settings: nano, ti, s, b, l. [default: nano]")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Whose eval settings: nano, ti, s, b, l, xl. [default: nano]")
+    ] = None,
     name: Name = None,
     out: Out = RUNS,
     data_dir: DataDir = None,

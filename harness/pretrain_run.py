@@ -11,7 +11,7 @@ from harness.display import Display
 from harness.errors import CannotWrite, Diverged, said
 from harness.method import Method
 from harness.plugins import card
-from harness.records import Borrowed, Cost, Images, RunRecord, Spend
+from harness.records import Borrowed, Cost, RunRecord, Spec, Spend
 from harness.resolve import Job
 from harness.rng import Rng
 from harness.signals import Stopper
@@ -76,16 +76,18 @@ def pretrain_run(
 
 def _opening(job: Job, before: RunRecord | None) -> RunRecord:
     """The record as an attempt begins; what an earlier attempt measured stays until this one knows better."""
+    images = job.data.spec
+    spec = Spec(channels=images.channels, size=images.size, classes=images.classes)
     if before is not None:
-        return before.model_copy(update={"state": "running", "message": None, "attempts": before.attempts + 1})
-    spec = job.data.spec
+        update = {"state": "running", "message": None, "attempts": before.attempts + 1, "spec": spec}
+        return before.model_copy(update=update)
     return RunRecord(
         key=job.key,
         cell=job.cell,
         config=plain(job.config),
         train=plain(job.train),
         data_revision=job.data.revision,
-        images=Images(channels=spec.channels, size=spec.size, classes=spec.classes),
+        spec=spec,
         state="running",
         notes=card(job.cell.method).get("notes", []),
     )

@@ -90,8 +90,8 @@ class Released(Model):
     unexpected: list[str] = []  # and those of the file that the method has no place for
 
 
-class Images(Model):
-    """What a method was built for: a `DataSpec` without the name, which the cell has."""
+class Spec(Model):
+    """The images that a method was built for: a `DataSpec` without the name, which the cell has."""
 
     channels: int
     size: int  # px
@@ -106,7 +106,7 @@ class RunRecord(Model):
     config: dict[str, Any]  # the method's, resolved
     train: dict[str, Any]  # the training settings, resolved
     data_revision: str
-    images: Images | None = None  # None: a record of before this was written down
+    spec: Spec | None = None  # None: a record of before this was written down, or released weights
     state: State
     message: str | None = None
     attempts: int = 1

@@ -45,7 +45,8 @@ def measure(name: str, size: str, resolution: int) -> Measure:
     from harness.shared import VERBS, alike
 
     cls = load_method(name)
-    if cls.pretrained_as and alike(cls, load_method(cls.pretrained_as), VERBS["features"]):
+    asked = (*VERBS["features"], *VERBS["labelled"], "recipe")
+    if cls.pretrained_as and alike(cls, load_method(cls.pretrained_as), asked):
         return replace(measure(cls.pretrained_as, size, resolution), method=name)
     return _measured(name, cls, size, resolution)
 

@@ -12,12 +12,17 @@ from itertools import accumulate, repeat
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
 
 
 class HarnessPipeline(DiffusionPipeline):
-    """Images [B, C, S, S] from noise, clipped to [-1, 1] at every step; labels for a network that knows them."""
+    """Images [B, C, S, S] from noise, clipped to [-1, 1] at every step.
 
-    def __init__(self, network, scheduler, steps=50, groups_out=None, null_label=None):
+    A network that was trained with labels draws `classes` of them evenly unless told which, moved `guidance` times the
+    way from no label to the label.
+    """
+
+    def __init__(self, network, scheduler, steps=50, groups_out=None, null_label=None, classes=0, guidance=1.0):
         super().__init__()
         if groups_out is not None:
             network.conv_norm_out.num_groups = groups_out
@@ -25,15 +30,25 @@ class HarnessPipeline(DiffusionPipeline):
             block.norm1.emb.time_proj.downscale_freq_shift = 0
         scheduler.alphas_cumprod = _signal(scheduler.config)
         self.register_modules(network=network, scheduler=scheduler)
-        self.register_to_config(steps=steps, groups_out=groups_out, null_label=null_label)
+        self.register_to_config(
+            steps=steps, groups_out=groups_out, null_label=null_label, classes=classes, guidance=guidance
+        )
 
-    def denoise(self, x, t, class_labels=None):
-        """What the network makes of noisy `x` [B, C, S, S] at timestep `t`; without labels, of no label."""
+    def denoise(self, x, t, class_labels=None, guidance=1.0):
+        """What the network makes of noisy `x` [B, C, S, S] at timestep `t`; without labels [B], of no label."""
         if self.config.null_label is None:
+            if class_labels is not None:
+                raise ValueError("class_labels for a network that knows none")
             return self.network(x, t).sample
-        labels = torch.full((len(x),), self.config.null_label, device=x.device)
-        labels = labels if class_labels is None else class_labels.to(x.device)
-        return self.network(x, torch.full((len(x),), int(t), device=x.device), class_labels=labels).sample
+        time = torch.full((len(x),), int(t), device=x.device)
+        none = torch.full((len(x),), self.config.null_label, device=x.device)
+        if class_labels is None:
+            return self.network(x, time, class_labels=none).sample
+        led = self.network(x, time, class_labels=class_labels.to(x.device)).sample
+        if guidance == 1:
+            return led
+        free, c = self.network(x, time, class_labels=none).sample, x.shape[1]
+        return torch.cat([torch.lerp(free[:, :c], led[:, :c], guidance), led[:, c:]], dim=1)
 
     @torch.no_grad()
     def __call__(
@@ -43,17 +58,23 @@ class HarnessPipeline(DiffusionPipeline):
         num_inference_steps=None,
         latents=None,
         class_labels=None,
+        guidance_scale=None,
         output_type="pil",
         return_dict=True,
     ):
         """`latents` is the noise to start from; `output_type` "pil", "np", or "pt" for tensors in [-1, 1]."""
         network, scheduler = self.network, self.scheduler
         shape = (batch_size, network.config.in_channels, network.config.sample_size, network.config.sample_size)
-        x = torch.randn(shape, generator=generator) if latents is None else latents
-        x = x.to(self.device, network.dtype)
-        words = self._set_steps(num_inference_steps or self.config.steps)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=network.dtype)
+        x = latents.to(self.device, network.dtype)
+        if class_labels is None and self.config.classes:
+            place = "cpu" if generator is None else generator.device
+            class_labels = torch.randint(self.config.classes, (len(x),), generator=generator, device=place)
+        guidance = self.config.guidance if guidance_scale is None else guidance_scale
+        words = self.set_steps(num_inference_steps or self.config.steps)
         for t in self.progress_bar(scheduler.timesteps):
-            found = self.denoise(x, t, class_labels)
+            found = self.denoise(x, t, class_labels, guidance)
             if isinstance(scheduler, DDIMScheduler):  # which has no use for a learned variance
                 found = found[:, : x.shape[1]]
             x = scheduler.step(found, t, x, generator=generator, **words).prev_sample
@@ -63,7 +84,7 @@ class HarnessPipeline(DiffusionPipeline):
             x = self.numpy_to_pil(x) if output_type == "pil" else x
         return ImagePipelineOutput(images=x) if return_dict else (x,)
 
-    def _set_steps(self, steps):
+    def set_steps(self, steps):
         """The timesteps of `steps` steps, and what a step is told beside them."""
         scheduler = self.scheduler
         total = scheduler.config.num_train_timesteps

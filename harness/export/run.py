@@ -49,6 +49,8 @@ def export_run(run: Path, to: str, out: Path | None = None, share: float = 1.0, 
             raise HarnessError(
                 f"--out {place} for safetensors", "a name by which it is known", f"--out {place}.safetensors"
             )
+        if place.exists():
+            raise HarnessError(f"{place} is there already", "a file to be made", "remove it, or --out ANOTHER")
         own.write(place, method, record.cell.method, _about(record, share))
         return Exported(
             place, [f"python -m harness eval --checkpoint {shlex.quote(str(place))} --dataset {record.cell.dataset}"]
@@ -88,8 +90,8 @@ def restored(folder: RunFolder, record: RunRecord, share: float) -> Method:
 def _spec(record: RunRecord) -> DataSpec:
     """The images that the run was trained on; an old record has the data set's name only."""
     dataset = record.cell.dataset
-    if record.images is not None:
-        return DataSpec(dataset, **record.images.model_dump())
+    if record.spec is not None:
+        return DataSpec(dataset, **record.spec.model_dump())
     if dataset not in ENTRIES:
         raise HarnessError(
             f"the run was trained on {dataset}, and its record does not say of which size and how many classes",

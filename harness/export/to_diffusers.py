@@ -29,7 +29,7 @@ class Pipeline:
     scheduler: Any
     steps: int
     forward: Callable[[Tensor, int], Tensor]  # the method's own network at a timestep from 0, to compare with
-    settings: dict[str, Any] = field(default_factory=dict)  # groups_out, null_label
+    settings: dict[str, Any] = field(default_factory=dict)  # groups_out, null_label, classes, guidance
 
 
 def write_diffusers(place: Path, method: Method, to_diffusers: Callable[[Method], Pipeline]) -> list[str]:
@@ -42,6 +42,7 @@ def write_diffusers(place: Path, method: Method, to_diffusers: Callable[[Method]
     made_of = to_diffusers(method)
     with made(place) as folder:
         pipe = HarnessPipeline(made_of.network.eval(), made_of.scheduler, made_of.steps, **made_of.settings)
+        _require_steps(pipe, made_of.steps)
         pipe.save_pretrained(folder)
         shutil.copyfile(Path(__file__).with_name("pipeline.py"), folder / "pipeline.py")
         difference = _difference(folder, method, made_of)
@@ -52,6 +53,16 @@ def write_diffusers(place: Path, method: Method, to_diffusers: Callable[[Method]
         f"{place / 'pipeline.py'}",
         f"largest difference of the network's output to the method's: {difference:.1e} (relative)",
     ]
+
+
+def _require_steps(pipe: Any, steps: int) -> None:
+    """Raise HarnessError where diffusers' scheduler cannot take the method's own number of steps."""
+    try:
+        pipe.set_steps(steps)
+    except ValueError as error:
+        raise HarnessError(
+            f"a pipeline that would draw in {error}", "a number that it can", "--to safetensors"
+        ) from error
 
 
 @torch.no_grad()

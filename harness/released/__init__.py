@@ -38,3 +38,4 @@ class Official:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # for the user: what was taken by convention
+    kept: tuple[str, ...] = ()  # settings by which the tensors were cut, so that another value would fit and be wrong

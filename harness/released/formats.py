@@ -10,6 +10,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,12 @@ def _built(name: str, official: Any, settings: dict[str, Any]) -> Method:
     from harness.method import DataSpec
 
     config = override(official.config, settings, name)
+    for key in official.kept:
+        ours, theirs = attrgetter(key)(config), attrgetter(key)(official.config)
+        if ours != theirs:
+            raise HarnessError(
+                f"{name}.{key}={ours} for tensors that were cut at {theirs}", "the file's own", "leave it out"
+            )
     spec = DataSpec("released", official.channels, official.image_size, official.classes)
     try:
         method = load_method(name).create(config, spec)

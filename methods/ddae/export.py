@@ -24,6 +24,8 @@ def to_diffusers(method: Ddae) -> Pipeline:
     told = (torch.arange(T) + 1) / T
     network.load_state_dict(unet.state_dict() | {"time_proj.weight": unet.time_proj(told)})
     labels = {"null_label": method.classes} if method.classes else {}
+    if method.sees_labels:
+        labels |= {"classes": method.data.classes, "guidance": c.guidance}
     return Pipeline(
         network,
         diffusers.DDIMScheduler(beta_schedule="linear"),
@@ -36,6 +38,7 @@ def to_diffusers(method: Ddae) -> Pipeline:
 def _require_plain(c: Config) -> None:
     """Raise HarnessError for what diffusers' U-Net and DDIM cannot say."""
     found: dict[str, Any] = {
+        "ADM's layout, whose levels and sampler the pipeline has not": c.layout != "ddae",
         "the EDM objective, whose preconditioning no scheduler of diffusers' does alike": c.objective != "ddpm",
         "a first level wider than the stem, which diffusers' U-Net has not": c.net.mults[0] != 1,
         "the reference's own schedule for sampling": c.ddim_schedule != "training",

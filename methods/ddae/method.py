@@ -15,13 +15,13 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backbones.adm_unet import adm_like
+from backbones.adm_unet import adm_like, start_as_adm
 from backbones.diffusion import Diffusion, T
 from backbones.edm import Edm, Network
 from backbones.edm_augment import LABEL, Warp
-from backbones.labels import dropped
+from backbones.labels import dropped, start_fresh
 from backbones.learned_variance import LearnedVariance, ancestral
 from backbones.unet import NETS, Unet, UnetConfig
 from harness.errors import HarnessError
@@ -38,7 +38,7 @@ class Config:
 
     net: UnetConfig = NETS["ddpm"]
     objective: Literal["ddpm", "edm"] = "ddpm"
-    layout: Literal["ddae", "adm"] = "ddae"  # "adm": `net` built, trained and told of levels as ADM is
+    layout: Literal["ddae", "adm"] = "ddae"  # "adm": `net` built and told of levels as ADM is, with its objective
     edm: Edm = Edm()  # noqa: RUF009 (frozen)
     warp: float = 0.12  # share of images for each of EDM's augmentations; of a network that is told (net.label)
     labels: bool = False  # pre-training sees labels, as no network of the paper did; the record and every table say so
@@ -50,13 +50,16 @@ class Config:
     clip_norm: float = 1.0
     warmup: float = 13 / 2000  # share of the training
     noises: tuple[int, ...] = ()  # levels that features can be read at; none: the paper's
-    sample_steps: int = 0  # 0 is the paper's: 100 of DDIM, 18 of Heun
+    sample_steps: int = 0  # of DDIM, or of ADM's sampler; 0 is the paper's 100, or ADM's 250
+    heun_steps: int = 18  # of EDM's sampler, two evaluations each
     guidance: float = 1.0  # of samples with labels; 1 is plain conditional
     ddim_schedule: Literal["training", "reference"] = "training"  # the reference samples along another one
 
     def __post_init__(self) -> None:
         if self.layout == "adm" and self.objective != "ddpm":
             raise ValueError("ADM's layout has its own objective; leave objective at ddpm")
+        if self.layout == "adm":
+            object.__setattr__(self, "net", adm_like(self.net))  # so that the record says what was built
         top = self.edm.levels if self.objective == "edm" else T - (self.layout == "adm")
         if not all(1 <= noise <= top for noise in self.noises):
             raise ValueError(f"noises are from 1 to {top}; 0, the clean image, is a level that no network has seen")
@@ -97,7 +100,7 @@ class Ddae(Method):
         shape = replace(config.net, classes=self.classes)
         self.diffusion = Diffusion("linear")
         if config.layout == "adm":
-            self.network = Unet(adm_like(shape), data.channels, 2 * data.channels)
+            self.network = start_as_adm(Unet(shape, data.channels, 2 * data.channels))
             self.reverse = LearnedVariance(self.diffusion.alpha_bar)
         else:
             self.network = Unet(shape, data.channels)
@@ -233,14 +236,11 @@ class Ddae(Method):
     def labelled(self) -> Ddae:
         """This network with a table of labels, for a training with labels by the same recipe.
 
-        A label's row is added to the code of the level, as in ADM. A fresh table has "no label" at zero, so that
-        without a label it is the old network, and labels at the scale of DiT's.
+        A label's row is added to the code of the level, as in ADM.
         """
         new = inherit(type(self)(replace(self.config, labels=True), self.data), self)
         if not self.classes:
-            table = new.network.unet.class_embedding.weight
-            nn.init.normal_(table, std=table.shape[1] ** -0.5)
-            nn.init.zeros_(table[-1])
+            start_fresh(new.network.unet.class_embedding.weight.data)
         return new
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class Ddae(Method):
         start = rng.normal("start", (n, self.data.channels, self.data.size, self.data.size))
         edm, adm = self.config.objective == "edm", self.config.layout == "adm"
         if steps is None:
-            steps = self.config.sample_steps or (18 if edm else 250 if adm else 100)
+            steps = self.config.heun_steps if edm else self.config.sample_steps or (250 if adm else 100)
         network = self.led(labels, self.config.guidance if guidance is None else guidance)
         if adm:
             return self.ancestral(start, steps, rng, network).clamp(-1, 1)
@@ -314,13 +314,5 @@ def _block(tap: Tap) -> int:
 
 NOISES = {"ddpm": (1, 11, 21), "edm": (3, 4, 5), "adm": (90, 150, 300)}  # the papers', as each counts
 
-# The reference's five configurations; the reference's caps of the average are `train.ema` 0.9999 (DDPM) and 0.9993.
-PAPER = {
-    "DDPM_ddpm": Config(),
-    "DDPM_ddpmpp": Config(net=NETS["ddpm++"]),
-    "EDM_ddpm": Config(net=replace(NETS["ddpm"], dropout=0.13), objective="edm", warmup=0.1),
-    "EDM_ddpmpp": Config(net=replace(NETS["ddpm++"], dropout=0.13), objective="edm", warmup=0.1),
-    "EDM_ddpmpp_aug": Config(net=NETS["ddpm++aug"], objective="edm", warmup=0.05),
-}
 
 METHOD = Ddae

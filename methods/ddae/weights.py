@@ -56,12 +56,13 @@ def from_official(state: Mapping[str, Tensor], head: int = 0) -> Official:
             mapped[ours] = name, part
     channels = shape_of(theirs, "image_proj.weight", 4, WHAT)[1]
     settled = settle(lambda: Unet(net, channels), "network.", mapped)
-    side = ATTENTION_SIDE * 2 ** min(net.attention, default=1)
+    several = len(net.attention) > 1  # as ADM, whose coarsest level that attends has 8 px
+    side = 8 * 2 ** max(net.attention) if several else ATTENTION_SIDE * 2 ** min(net.attention, default=1)
     notes += [
         "whether it predicts DDPM's noise or EDM's is not in the file: ddae.objective stays ddpm",
-        f"{side} px, going by the level that attends; one attention head, as in every published network",
+        f"{side} px, going by the levels that attend; one attention head, as in every published network",
     ]
-    return Official(Config(net=net), channels, side, 0, *settled, notes)
+    return Official(Config(net=net), channels, side, 0, *settled, notes, kept=("net.head",))
 
 
 def _network(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -8,11 +8,9 @@ head's top-1; linear probe and samples are DDAE's, without feedback. Borrows not
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from backbones.feedback import Feedback, FeedbackHead, fed_back
+from backbones.feedback import FeedbackHead, feedback_head
 from backbones.heads import Measures
 from harness.rng import Rng
 from methods.ddae.method import Ddae
@@ -20,13 +18,11 @@ from methods.ddae.method import Ddae
 
 class DifFeed(Ddae):
     pretrained_as = "ddae"
-    strategy: ClassVar[str] = "bottleneck"  # the paper's choice; or "all", "windowed"
 
     def feedback_head(self, classes: int, measures: Measures) -> FeedbackHead:
+        """The paper's choice of its three strategies, "bottleneck"."""
         readout = self.network.middle + self.usual_block()
-        blocks = fed_back(self.strategy, self.network.middle, self.config.net.blocks, readout)
-        feedback = Feedback(self.network, blocks)
-        return FeedbackHead(self.network, self._seen, feedback, readout, self.data.size, classes, measures)
+        return feedback_head(self.network, self._seen, readout, self.data.size, classes, measures)
 
     def _seen(self, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """What both passes see: `images` at the backbone's best level, one draw of noise, and the level."""

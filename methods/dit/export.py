@@ -55,12 +55,13 @@ def to_diffusers(method: Dit) -> Pipeline:
         norm_eps=1e-6,
     )
     network.load_state_dict(dict(_as_diffusers(net, classes)))
+    drawn = {"classes": method.data.classes, "guidance": c.guidance} if method.sees_labels else {}
     return Pipeline(
         network,
         _scheduler(c),
         c.sample_steps,
         forward=lambda x, t: net(x, torch.full((len(x),), t)),
-        settings={"null_label": classes},
+        settings={"null_label": classes} | drawn,
     )
 
 

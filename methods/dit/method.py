@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbones.diffusion import Diffusion, T
 from backbones.dit_vit import DitVit
-from backbones.labels import dropped
+from backbones.labels import dropped, start_fresh
 from backbones.learned_variance import LearnedVariance, ancestral
 from backbones.on_latents import OnLatents, build_vae
 from backbones.sizes import TOKENS_ACROSS, TRUNKS, Trunk, patch_size
@@ -27,8 +27,6 @@ from harness.method import Augment, Batch, DataSpec, Loss, Optim, Tap, inherit, 
 from harness.rng import Rng
 
 # Shapes: B batch, C channels and S side of what the network sees (pixels or latents), N tokens, D width.
-
-NOISES = (None, 10, 40, 80, 120)  # levels that features can be read at; None is the clean image at level 0
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,14 @@ class Config:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     warmup: float = 0.0  # share of the training
+    noises: tuple[int, ...] = (10, 40, 80, 120)  # levels from 0, rising, that features can be read at; also unnoised
     sample_steps: int = 250
     sampler: Literal["ancestral", "ddim"] = "ancestral"  # "ddim" draws no noise after the first
     guidance: float = 1.0  # of samples with labels; 1 is plain conditional
 
     def __post_init__(self) -> None:
+        if list(self.noises) != sorted(set(self.noises)) or not all(0 <= noise < T for noise in self.noises):
+            raise ValueError(f"noises are different levels from 0 to {T - 1}, rising")
         if not 1 <= self.sample_steps <= T:
             raise ValueError(f"sample_steps is from 1 to {T}")
         if not 0 < self.vae_share < 1 or not 0 <= self.warmup < 1 or not 0 <= self.label_drop < 1:
@@ -113,19 +114,11 @@ class Dit(OnLatents):
         """The loss of clean `x` [B, C, S, S] at levels `k` [B] with noise `eps`; `labels` [B], the last is "none"."""
         noised = self.diffusion.noised(x, k, eps)
         found = self.network(noised, k, labels).to(eps.dtype)
-        eps_hat, v = found.chunk(2, dim=1) if self.config.learn_sigma else (found, None)
-        mse = (eps_hat - eps).square().flatten(1).mean(dim=1)  # [B]
-        if v is None:
-            return Loss(mse.mean(), {"mse": mse.detach().mean()})
-        # The variance learns from the variational term alone: the mean in it is the network's, without a gradient.
-        x0_hat = self._clean(noised, eps_hat.detach(), k)
-        vb = self.reverse.loss(x, x0_hat, noised, v, k)
+        if not self.config.learn_sigma:
+            mse = (found - eps).square().mean()
+            return Loss(mse, {"mse": mse.detach()})
+        mse, vb = self.reverse.hybrid(self.diffusion, x, noised, found, eps, k)
         return Loss((mse + vb).mean(), {"mse": mse.detach().mean(), "vb": vb.detach().mean()})
-
-    def _clean(self, x: Tensor, eps: Tensor, k: Tensor) -> Tensor:
-        """The clean image that noise `eps` in `x` at levels `k` [B] implies, not clipped."""
-        signal, spread = (table[k].view(-1, 1, 1, 1) for table in (self.diffusion.signal, self.diffusion.spread))
-        return (x - spread * eps) / signal
 
     @property
     def _scale(self) -> float:
@@ -149,17 +142,23 @@ class Dit(OnLatents):
     # -- recognise ----------------------------------------------------------------------------------------------------
 
     def taps(self) -> list[Tap]:
-        """Any block, for the clean image and four light noises; the four that come first are the usual optimum."""
+        """Any block, for the clean image and each of `noises`; the four that come first are the usual optimum."""
         depth = self.config.trunk.depth
         middle, later = max(1, depth // 2), max(1, depth * 3 // 4)
-        usual = [(middle, None), (middle, 40), (later, None), (later, 40)]
-        every = [(block, noise) for block in range(1, depth + 1) for noise in NOISES]
+        levels = self._levels()
+        usual = [(block, noise) for block in (middle, later) for noise in levels[:2]]
+        every = [(block, noise) for block in range(1, depth + 1) for noise in [None, *self.config.noises]]
         return [Tap(f"block{block}", noise) for block, noise in dict.fromkeys([*usual, *every])]
 
     def fusion(self) -> list[list[Tap]]:
         depth = self.config.trunk.depth
         blocks = dict.fromkeys(max(1, depth * quarters // 4) for quarters in (2, 3, 4))
-        return [[Tap(f"block{block}", noise) for block in blocks] for noise in (None, 40, 120)]
+        return [[Tap(f"block{block}", noise) for block in blocks] for noise in self._levels()]
+
+    def _levels(self) -> list[int | None]:
+        """The clean image, the usual light noise, and the strongest."""
+        noises = self.config.noises
+        return list(dict.fromkeys([None, *noises[1:2], *noises[-1:]]))
 
     @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
@@ -185,16 +184,10 @@ class Dit(OnLatents):
     # -- draw ---------------------------------------------------------------------------------------------------------
 
     def labelled(self) -> Dit:
-        """This DiT with a label table, for a training with labels by the same recipe.
-
-        A fresh table has "no label" at zero, so that without a label it is the old network, and labels at the scale of
-        the width: from the paper's 0.02, made for long trainings, they take some hundred steps more to count.
-        """
+        """This DiT with a label table, for a training with labels by the same recipe."""
         new = inherit(type(self)(replace(self.config, labels=True), self.data), self)
         if not self.classes:
-            table = new.network.label_table.weight
-            nn.init.normal_(table, std=table.shape[1] ** -0.5)
-            nn.init.zeros_(table[-1])
+            start_fresh(new.network.label_table.weight.data)
         return new
 
     @torch.no_grad()

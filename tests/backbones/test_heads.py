@@ -174,10 +174,17 @@ def test_feedback_parameters_are_the_papers(strategy, wanted):
 
 
 def test_the_linear_head_pools_to_two_by_two():
-    module = LinearHead(1024, 1000)
+    module = LinearHead({"block": MapShape(1024, 16)}, 1000)
     assert count(module) == 4096 * 1000 + 1000
-    maps = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 1024, 4, 4)
-    assert module[1](module[0](maps))[0, :4].tolist() == [2.5, 4.5, 10.5, 12.5]  # channel after channel, row by row
+    small, maps = LinearHead({"block": MapShape(3, 4)}, 4), torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+    with torch.no_grad():
+        small.classify.weight.copy_(torch.eye(4, 12))
+        small.classify.bias.zero_()
+    # Channel after channel, row by row, also of maps that are kept in half precision.
+    assert small([{"block": maps.half()}])[0].tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert LinearHead({"block": MapShape(3, 1)}, 4)([{"block": maps[..., :1, :1]}]).shape == (1, 4), (
+        "smaller than 2 x 2"
+    )
 
 
 def test_the_norm_is_over_the_whole_map_and_maps_are_capped():

@@ -87,13 +87,13 @@ def test_a_head_finds_what_a_linear_probe_cannot(tmp_path):
     heads = evaluate("attentive", where, longer, subject=WHO).numbers
     assert probe.value < 100 / CLASSES + 10
     assert heads["attention_top1"].value > 95 and heads["fusion_top1"].value > 100 / CLASSES + 25
-    assert set(heads) == {"attention_top1", "fusion_top1"} and heads["fusion_top1"].n == 120
+    assert set(heads) == {"linear_top1", "attention_top1", "fusion_top1"} and heads["fusion_top1"].n == 120
     assert "label-trained" in heads["fusion_top1"].note
 
 
 def test_the_record_says_what_was_tried_and_how_large_the_heads_are(tmp_path):
     found = record(tmp_path)
-    assert found.trials == 4 + 3 + 3
+    assert found.trials == 4 + 3 + 3 + 3
     assert found.chosen["fusion_taps"] == [["block1", "block2"], ["block1@5", "block2@5"]]
     assert found.chosen["probe_tap"] == "cls" and found.chosen["tap"] == "block2"  # tables show what the head reads
     for name in ("attention", "fusion"):
@@ -109,7 +109,7 @@ def test_the_feedback_head_is_trained_where_there_is_one(tmp_path):
     found = record(tmp_path, method, toy_data(noise=20.0))
     number = found.numbers["feedback_top1"]
     assert number.n == 120 and "120 images of train for 3 epochs" in number.note and number.value > 60
-    assert found.trials == 4 + 3 + 3 + 3
+    assert found.trials == 4 + 3 + 3 + 3 + 3
     # One batch to measure the cost, three trainings of 3 epochs of 4 batches, each scored on select once, then the test
     # part: never trained in eval mode, never scored in train mode.
     assert [mode for mode, _ in method.seen] == [True] + 3 * (12 * [True] + [False]) + [False]
@@ -136,7 +136,7 @@ def test_the_test_part_is_opened_once_and_after_every_choice(tmp_path, monkeypat
     monkeypatch.setattr(_heads, "best_of", lambda *args: order.append("choice") or best_of(*args))
     monkeypatch.setattr(data, "open_test", lambda by: order.append("test") or open_test(by))
     found = record(tmp_path, Fed(), data)
-    assert order == ["choice"] * 3 + ["test"] and len(found.test_opened) == 1
+    assert order == ["choice"] * 4 + ["test"] and len(found.test_opened) == 1
 
 
 def test_equal_input_gives_equal_bits(tmp_path):
@@ -157,7 +157,7 @@ def test_the_heads_own_training_is_evaluation_and_the_rest_is_choosing(tmp_path,
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr(_heads, "train", takes_a_second)
     ledger = record(tmp_path, Fed()).ledger
-    assert ledger == {"select": 6.0, "evaluate": 3.0, "sample": 0.0}, "three heads at three rates"
+    assert ledger == {"select": 8.0, "evaluate": 4.0, "sample": 0.0}, "four heads at three rates"
 
 
 def test_the_record_has_what_training_a_head_cost(tmp_path):

@@ -255,7 +255,13 @@ def test_diffusers_draws_what_ddae_draws_from_the_same_noise(runs, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"), [({"objective": "edm"}, "EDM objective"), ({"ddim_schedule": "reference"}, "own schedule")]
+    ("changes", "what"),
+    [
+        ({"objective": "edm"}, "EDM objective"),
+        ({"ddim_schedule": "reference"}, "own schedule"),
+        ({"layout": "adm"}, "ADM's layout"),
+        ({"sample_steps": 30}, "30 steps do not divide 1000"),
+    ],
 )
 def test_a_ddae_that_diffusers_cannot_say_is_refused(runs, tmp_path, monkeypatch, changes, what):
     monkeypatch.setattr("harness.export.run.restored", lambda *_: made("ddae", **changes))
@@ -295,6 +301,33 @@ def test_what_cannot_be_written_is_said(runs, tmp_path, harness, name, words, co
     status, _, err = harness("export", runs / name, *words, "--out", tmp_path / "x")
     assert status == 2 and complaint in err and help_ in err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["dit", "ddae"])
+def test_a_labelled_pipeline_draws_classes_with_the_methods_guidance(runs, tmp_path, monkeypatch, name):
+    pipe = piped(made(name, by=0.02, labels=True, guidance=2.0), runs, tmp_path / "pipe", monkeypatch)
+    seen, denoise = [], pipe.denoise
+    monkeypatch.setattr(pipe, "denoise", lambda x, t, y, s: seen.append((y, s)) or denoise(x, t, y, s))
+    words = {"num_inference_steps": 1, "output_type": "pt"}
+    pipe(batch_size=64, generator=torch.manual_seed(0), **words)
+    labels, guidance = seen[-1]
+    assert set(labels.tolist()) == set(range(10)) and guidance == 2.0
+    x, y = Rng(3).normal("start", (2, 1, 8, 8)), torch.tensor([1, 4])
+    free, led, far = (denoise(x, 500, *told) for told in ((), (y,), (y, 2.0)))
+    torch.testing.assert_close(far[:, :1], (2 * led - free)[:, :1])
+    torch.testing.assert_close(far[:, 1:], led[:, 1:])
+
+
+def test_labels_for_a_pipeline_without_any_are_refused(runs, tmp_path, monkeypatch):
+    pipe = piped(made("ddae"), runs, tmp_path / "pipe", monkeypatch)
+    with pytest.raises(ValueError, match="knows none"):
+        pipe(class_labels=torch.tensor([1]), num_inference_steps=1)
+
+
+def test_a_file_is_never_written_over(runs, tmp_path, harness):
+    (tmp_path / "x.safetensors").write_bytes(b"mine")
+    status, _, err = harness("export", runs / "mae", "--out", tmp_path / "x.safetensors")
+    assert status == 2 and "is there already" in err and (tmp_path / "x.safetensors").read_bytes() == b"mine"
 
 
 def test_a_folder_is_never_written_over(runs, tmp_path, harness):

@@ -40,6 +40,17 @@ def test_a_method_that_sees_labels_is_counted_with_some(monkeypatch) -> None:
     assert sizes.measure("dit", "nano", 32).parameters == free.parameters + 11 * width
 
 
+def test_a_reader_is_counted_for_itself_where_its_recipe_is_its_own(monkeypatch) -> None:
+    def recipe(size: str, data: DataSpec):
+        return dataclasses.replace(Dit.recipe(size, data), learn_sigma=False)
+
+    kinds = {"dit": Dit, "same": type("Same", (Dit,), {"pretrained_as": "dit"})}
+    kinds["own"] = type("Own", (Dit,), {"pretrained_as": "dit", "recipe": staticmethod(recipe)})
+    monkeypatch.setattr(sizes, "load_method", kinds.__getitem__)
+    dit, same, own = (sizes.measure(name, "nano", 32) for name in ("dit", "same", "own"))
+    assert dataclasses.replace(same, method="dit") == dit and own.parameters < dit.parameters
+
+
 def test_off_is_a_share_of_the_yardstick() -> None:
     mae, other = sizes.Measure("mae", "s", 100, 10.0, 4.0), sizes.Measure("x", "s", 120, 9.0, 4.0)
     assert other.off(mae) == pytest.approx([0.2, -0.1, 0.0])

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
+import methods.ddae
 from backbones.diffusion import Diffusion
 from backbones.edm_augment import Warp
 from backbones.unet import UnetConfig
+from harness.config import override
 from harness.data.dataset import load
 from harness.data.pixels import to_float
 from harness.errors import HarnessError
 from harness.method import Batch, DataSpec, Tap
 from harness.rng import Rng
+from harness.study import build
 from harness.train.optim import build_optimizer, set_rate
-from methods.ddae.method import PAPER, Config, Ddae
+from methods.ddae.method import Config, Ddae
 from methods.ddae.weights import from_official
 from tests.backbones.test_unet import hashed
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "ddae.json").read_text())
 CARD, TINY = GOLDEN["card"], GOLDEN["tiny"]
 DIGITS = DataSpec("digits", channels=1, size=8, classes=10)
+CIFAR = DataSpec("cifar", channels=3, size=32, classes=10)
 COLOUR = DataSpec("colour 8 px", channels=3, size=8, classes=10)
 LEVELS = {"ddpm": torch.tensor([11, 700]), "edm": torch.tensor([0.06, 2.0])}
 
@@ -178,6 +184,15 @@ def test_the_average_of_a_saved_training_is_taken():
     assert from_official(saved).state.keys() == plain.state.keys()
 
 
+def test_a_setting_by_which_the_tensors_were_cut_is_refused(tmp_path):
+    """Another width of a head fits every shape and gives another network."""
+    from harness.released.formats import Asked, load
+
+    torch.save(filled(SHAPES["conv"]), tmp_path / "model.pth")
+    with pytest.raises(HarnessError, match=r"ddae\.net\.head=16 for tensors that were cut at 0"):
+        load(Asked(str(tmp_path / "model.pth"), "ddae", settings={"ddae": {"net": {"head": 16}}}))
+
+
 def test_image_side_and_label_are_read_off_and_what_is_not_in_the_file_is_said():
     found = from_official(filled(SHAPES["residual"]), head=16)
     assert (found.channels, found.image_size, found.classes, found.config.net.label) == (3, 32, 0, 9)
@@ -314,7 +329,7 @@ def ddae(**changes) -> Ddae:
 
 def test_the_defaults_are_the_papers():
     with torch.device("meta"):
-        method = Ddae(Config(), DataSpec("cifar", 3, 32, 10))
+        method = Ddae(Config(), CIFAR)
     optim = method.optim(512)
     assert (optim.lr_peak, optim.betas, optim.eps, optim.weight_decay) == (4e-4, (0.9, 0.999), 1e-8, 0.0)
     assert (optim.clip_norm, optim.schedule, optim.warmup) == (1.0, "constant", 13 / 2000)
@@ -322,17 +337,63 @@ def test_the_defaults_are_the_papers():
     assert method.augment().mirror and method.augment().crop == (1.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "block", "noise"),
-    [("DDPM_ddpm", 6, 11), ("DDPM_ddpmpp", 6, 11), ("EDM_ddpm", 7, 4), ("EDM_ddpmpp", 7, 4)],
-)
-def test_the_first_tap_is_the_papers(name, block, noise):
+class Paper(NamedTuple):
+    """A configuration of the reference: its parameters, tap, batch, cap of the average, rate and dropout."""
+
+    parameters: int
+    tap: str
+    batch: int
+    ema: float
+    lr: float
+    dropout: float
+    warmup: float
+
+
+PAPER = {
+    "DDPM_ddpm": Paper(35_746_307, "out_6@11", 512, 0.9999, 4e-4, 0.1, 13 / 2000),
+    "DDPM_ddpmpp": Paper(56_524_291, "out_6@11", 256, 0.9999, 4e-4, 0.1, 13 / 2000),
+    "EDM_ddpm": Paper(35_746_307, "out_7@4", 512, 0.9993, 4e-4, 0.13, 200 / 2000),
+    "EDM_ddpmpp": Paper(56_524_291, "out_7@4", 256, 0.9993, 4e-4, 0.13, 200 / 2000),
+    "EDM_ddpmpp_aug": Paper(56_525_443, "out_7@4", 512, 0.9993, 8e-4, 0.13, 200 / 4000),
+}
+FILES = {path.stem: path for path in (Path(methods.ddae.__file__).parent / "paper").glob("*.toml")}
+
+
+def test_every_configuration_of_the_reference_has_a_study_file():
+    assert set(FILES) == set(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_study_file_says_what_the_card_does(name):
+    want, study = PAPER[name], build(tomllib.loads(FILES[name].read_text()))
+    (cell,) = study.cells()
+    config = override(Ddae.recipe(cell.size, CIFAR), study.overrides["ddae"], "ddae")
     with torch.device("meta"):
-        method = Ddae(PAPER[name], DataSpec("cifar", 3, 32, 10))
-    taps = method.taps()
-    assert taps[0] == Tap(f"out_{block}", noise)
+        method = Ddae(config, CIFAR)
+    taps, optim = method.taps(), method.optim(study.train.batch_size)
+    assert sum(p.numel() for p in method.parameters()) == want.parameters and str(taps[0]) == want.tap
     assert len(taps) == len(set(taps)) == 3 * method.network.encoder_blocks
     assert {t.noise for t in taps} == ({1, 11, 21} if "DDPM" in name else {3, 4, 5})
+    assert (study.train.batch_size, study.train.ema) == (want.batch, want.ema)
+    assert (optim.lr_peak, optim.schedule, config.net.dropout) == (want.lr, "constant", want.dropout)
+    assert optim.warmup == pytest.approx(want.warmup) and cell.dataset == "cifar10"
+
+
+@pytest.mark.parametrize(("changes", "passes"), [({}, 50), ({"objective": "edm"}, 35), ({"heun_steps": 4}, 50)])
+def test_nano_draws_in_fewer_steps_of_ddim_and_the_papers_of_heun(changes, passes):
+    method, calls = ddae(**changes).eval(), []
+    method.network.register_forward_hook(lambda *_: calls.append(1))
+    method.sample(1, Rng(0))
+    assert len(calls) == passes
+
+
+def test_adms_layout_starts_as_adm_and_says_what_was_built():
+    method = ddae(layout="adm")
+    assert method.config.net == method.network.config and method.config.net.modulation == "scale_shift"
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not method.network(x, torch.tensor([0, 500])).any(), "its last layer starts at zero"
+    blocks = method.network.read(x, torch.tensor([0, 500]), {1, 2})
+    assert torch.equal(blocks[1], blocks[2]), "and so does that of every block"
 
 
 def test_level_0_is_no_level():

@@ -76,7 +76,7 @@ def test_the_eval_reads_it_whole(tmp_path):
         "attentive", context(tmp_path, difformer(), load("digits")), config, subject=Subject(reference="toy")
     )
     assert found.chosen["fusion_taps"] == [[str(tap) for tap in level] for level in difformer().fusion()]
-    assert set(found.numbers) == {"attention_top1", "fusion_top1"}
+    assert set(found.numbers) == {"linear_top1", "attention_top1", "fusion_top1"}
 
 
 # -- over ADM's layout ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.diffusion import Diffusion
 from backbones.dit_vit import DitVit
-from backbones.learned_variance import LearnedVariance, ancestral
+from backbones.learned_variance import LearnedVariance, ancestral, implied
 from backbones.sizes import TRUNKS, Trunk
 from harness.data.dataset import load
 from harness.data.pixels import to_float
@@ -135,7 +135,7 @@ def test_the_loss_is_their_plain_sum(golden):
 
 def test_the_reverse_step_equals_the_reference(golden, noised):
     eps, v = golden.network(noised, K, LABELS).chunk(2, dim=1)
-    x0 = golden._clean(noised, eps, K)
+    x0 = implied(golden.diffusion, noised, eps, K)
     near(x0.abs().mean(), GOLDEN["x0_mean_abs"])
     near(golden.reverse.posterior_mean(x0, noised, K).flatten()[:3], GOLDEN["posterior_mean"])
     near(golden.reverse.log_variance(v, K).flatten()[:3], GOLDEN["log_variance"])
@@ -277,8 +277,7 @@ def test_the_mean_learns_nothing_from_the_variational_term(images):
     k, eps = torch.full((8,), 300), Rng(0).normal("eps", images.shape)
     noised = method.diffusion.noised(images, k, eps)
     found = method.network(noised, k).detach().requires_grad_()
-    eps_hat, v = found.chunk(2, dim=1)
-    vb = method.reverse.loss(images, method._clean(noised, eps_hat.detach(), k), noised, v, k)
+    _, vb = method.reverse.hybrid(method.diffusion, images, noised, found, eps, k)
     (gradient,) = torch.autograd.grad(vb.sum(), found)
     assert not gradient[:, :1].any() and gradient[:, 1:].any()
 
@@ -293,6 +292,18 @@ def test_every_block_and_level_can_be_read_in_one_pass_a_level(images, monkeypat
     assert [str(tap) for tap in taps[:4]] == ["block2", "block2@40", "block3", "block3@40"]
     with pytest.raises(HarnessError, match="no tap 'block9'"):
         method.features(images, [Tap("block9")], Rng(0))
+
+
+def test_any_level_can_be_read(images):
+    """Among them those at which DDAE's authors probed a DiT (card ddae, section 8)."""
+    method = dit(noises=(81, 121)).eval()
+    assert [str(tap) for tap in method.taps()[:4]] == ["block2", "block2@121", "block3", "block3@121"]
+    clean, light = method.features(images, [Tap("block2"), Tap("block2", 81)], Rng(0))
+    assert light.isfinite().all() and not torch.equal(clean, light)
+    assert {tap.noise for tap in dit(noises=()).taps()} == {None} and len(dit(noises=(7,)).fusion()) == 2
+    for odd in ((40, 10), (10, 10), (1000,), (-1,)):
+        with pytest.raises(ValueError, match="rising"):
+            Config(noises=odd)
 
 
 def test_fusion_reads_the_later_blocks_at_three_levels():
