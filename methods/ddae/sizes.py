@@ -38,6 +38,8 @@ def net(size: str, side: int) -> UnetConfig:
     width, mults = shape.width, (1,) * added + shape.mults
     if added and width > 64:  # half as wide where the side doubles, as in the reference's 64 px network
         width, mults = width // 2, (1,) * added + tuple(2 * m for m in shape.mults)
+    if size == "nano" and side > 160:  # where MAE's patches, now of 16 px, have nearly half of its parameters
+        mults = (*mults[:-1], 6)
     return UnetConfig(
         width=width,
         mults=mults,
