@@ -135,7 +135,7 @@ def _writer(name: str, method: Method, what: str) -> Callable[..., Any]:
         raise HarnessError(
             f"this {name} reads the latents of a VAE, and a timm encoder reads pixels", "a method on pixels"
         )
-    plugin = find("method", name)
+    plugin = find("method", method.pretrained_as or name)  # who reads a pre-training has the network of its source
     module = f"{plugin.module.rpartition('.')[0]}.export"
     has = plugin.folder is not None and (plugin.folder / "export.py").is_file()
     write = getattr(importlib.import_module(module), what, None) if has else None

@@ -112,10 +112,10 @@ class Ddae(Method):
         return self.config.labels
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
-        x, told = batch.images, None
+        x, warped = batch.images, None
         if self.config.net.label:
             warp = Warp.drawn(len(x), self.config.warp, rng.at("augment"))
-            x, told = warp.applied(x), warp.label().to(x.device)
+            x, warped = warp.applied(x), warp.label().to(x.device)
         eps = rng.normal("noise", x.shape).to(x.device)
         if self.config.objective == "ddpm":
             first = 0 if self.config.layout == "adm" else 1
@@ -125,19 +125,19 @@ class Ddae(Method):
         labels = dropped(batch.labels, self.config.label_drop, self.classes, rng) if self.sees_labels else None
         dropout = self.training and self.config.net.dropout > 0
         with rng.lent("dropout") if dropout else nullcontext():
-            return self.loss(x, level, eps, labels, told)
+            return self.loss(x, level, eps, labels, warped)
 
     def loss(
-        self, x: Tensor, level: Tensor, eps: Tensor, labels: Tensor | None = None, told: Tensor | None = None
+        self, x: Tensor, level: Tensor, eps: Tensor, labels: Tensor | None = None, warped: Tensor | None = None
     ) -> Loss:
         """The loss of clean `x` with noise `eps`; `level` [B] is t from 1 (DDPM) or 0 (ADM), or sigma (EDM).
 
-        `labels` [B] are of a network that has a table of them, the last one "none"; `told` [B, 9] says how `x` was
-        warped to one that wants to know.
+        `labels` [B] are of a network that has a table of them, the last one "none"; `warped` [B, 9] tells one
+        that wants to know what was done to `x`.
         """
         network = self.led(labels)
-        if told is not None:
-            network = partial(network, label=told)
+        if warped is not None:
+            network = partial(network, label=warped)
         if self.config.layout == "adm":
             noised = self.diffusion.noised(x, level, eps)
             mse, vb = self.reverse.hybrid(self.diffusion, x, noised, network(noised, level), eps, level)
@@ -279,7 +279,7 @@ class Ddae(Method):
         """ADM's sampler: `steps` respaced steps with the predicted variance, the clean image clipped."""
 
         def denoise(x: Tensor, k: int) -> Tensor:
-            return network(x, torch.full((len(x),), k, device=x.device)).float()
+            return network(x, torch.full((len(x),), k, device=x.device)).to(x.dtype)
 
         def noise(step: int) -> Tensor:
             return rng.at("step", step).normal("noise", start.shape)

@@ -211,6 +211,8 @@ def test_card_is_plain_data_with_what_tables_need(name):
     for key in ("title", "paper", "year", "arxiv", "idea", "space", "sampling", "capabilities", "notes"):
         assert key in about, key
     assert about["space"] in ("pixels", "latents")
+    verbs = {"features": "features", "sample": "sample", "labels": "labelled"}
+    assert about["capabilities"] == {what: can(load_method(name), verb) for what, verb in verbs.items()}
     for source in about.get("published", []):
         assert {"model", "dataset", "metric", "value", "protocol", "source"} <= source.keys()
     assert (find("method", name).folder / "README.md").is_file()

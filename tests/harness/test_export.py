@@ -318,6 +318,17 @@ def test_a_labelled_pipeline_draws_classes_with_the_methods_guidance(runs, tmp_p
     torch.testing.assert_close(far[:, 1:], led[:, 1:])
 
 
+def test_a_reader_of_anothers_pre_training_is_written_as_its_source_is(runs, tmp_path, monkeypatch):
+    method = made("difformer")
+    monkeypatch.setattr("harness.export.run.restored", lambda *_: method)
+    run = made_run("difformer", 0, config=plain(method.config))
+    store.write(Study(tmp_path).run(run.key).record, run)
+    done = export_run(tmp_path, "diffusers", tmp_path / "pipe")
+    assert "UNet2DModel" in done.lines[1]
+    network = HarnessPipeline.from_pretrained(tmp_path / "pipe").network
+    assert torch.equal(network.conv_in.weight, method.network.unet.conv_in.weight)
+
+
 def test_labels_for_a_pipeline_without_any_are_refused(runs, tmp_path, monkeypatch):
     pipe = piped(made("ddae"), runs, tmp_path / "pipe", monkeypatch)
     with pytest.raises(ValueError, match="knows none"):

@@ -233,12 +233,12 @@ def test_a_file_goes_through_the_released_weights(form, tmp_path):
 
 def test_a_network_with_the_augmentations_label_is_trained_on_what_it_is_told_of(images, monkeypatch):
     method, seen = ddae(net=replace(Ddae.recipe("nano", DIGITS).net, label=9), warp=1.0), []
-    monkeypatch.setattr(Ddae, "loss", lambda self, x, level, eps, labels, told: seen.append((x, told)))
+    monkeypatch.setattr(Ddae, "loss", lambda self, x, level, eps, labels, warped: seen.append((x, warped)))
     method.pretrain(Batch(images), 0.5, Rng(0))
-    ((x, told),) = seen
+    ((x, warped),) = seen
     warp = Warp.drawn(8, 1.0, Rng(0).at("augment"))
-    assert torch.equal(x, warp.applied(images)) and torch.equal(told, warp.label())
-    assert (x - images).abs().max() > 0.1 and told.shape == (8, 9)
+    assert torch.equal(x, warp.applied(images)) and torch.equal(warped, warp.label())
+    assert (x - images).abs().max() > 0.1 and warped.shape == (8, 9)
     monkeypatch.undo()
     total = method.pretrain(Batch(images), 0.5, Rng(0)).total
     total.backward()
@@ -451,10 +451,11 @@ def test_recipes_fit_every_side(size, side):
     assert 2 <= bottom <= 8 or side == 28
 
 
-def test_sizes_match_maes_in_parameters():
+@pytest.mark.parametrize("side", [32, 64, 96, 224])
+def test_sizes_match_maes_in_parameters(side):
     from methods.mae.method import Mae
 
-    spec = DataSpec("cifar", 3, 32, 10)
+    spec = DataSpec("images", 3, side, 10)
     for size in Mae.sizes:
         with torch.device("meta"):
             ours, theirs = Ddae(Ddae.recipe(size, spec), spec), Mae(Mae.recipe(size, spec), spec)
