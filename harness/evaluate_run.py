@@ -24,7 +24,7 @@ from harness.plugins import load_eval
 from harness.records import EvalRecord
 from harness.resolve import Job, eval_config
 from harness.rng import Rng
-from harness.shared import reads_alike, take_over
+from harness.shared import peers, take_over
 from harness.store import RunFolder
 from harness.study import Study
 
@@ -45,8 +45,16 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
         missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
         if job.source is not None:
-            theirs = study_folder.run(job.source.key).evals(share, cheap)
-            missing = [n for n in missing if not _taken_over(n, configs[n], job, theirs, place, weights.name)]
+            missing = [
+                name
+                for name in missing
+                if not any(
+                    _taken_over(
+                        name, configs[name], job, study_folder.run(key).evals(share, cheap), place, weights.name
+                    )
+                    for key in peers(name, job, study_folder)
+                )
+            ]
         if not missing:
             continue
         quick = " (quick)" if cheap else ""
@@ -80,9 +88,9 @@ def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | 
 
 
 def _taken_over(name: str, config: Any, job: Job, theirs: Path, place: Path, snapshot: str) -> bool:
-    """Take the eval's record over from the run that `job` reads, where `job` would find the same; whether it was."""
+    """Take the eval's record over from the evals in `theirs`, where it is done there; whether it was."""
     there = theirs / f"{name}.json"
-    if not reads_alike(name, job) or not _is_done(there, name, config, job.data, snapshot):
+    if not _is_done(there, name, config, job.data, snapshot):
         return False
     take_over(there, job, place)
     return True

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import store
 from harness.files import explain
 from harness.method import Method, Objective
-from harness.plugins import card, load_eval
+from harness.plugins import card, load_eval, load_method, method_plugins
 from harness.records import Borrowed, Cost, EvalRecord, RunRecord
 from harness.resolve import Job
 from harness.rng import Rng
@@ -67,9 +67,26 @@ def reads_alike(name: str, job: Job) -> bool:
     It does where both have the same code for everything the eval asks of a method: its module's READS, by default
     what its verb needs.
     """
+    return alike(job.method_class, job.source.method_class, _asked(name))
+
+
+def _asked(name: str) -> Sequence[str]:
     plugin = load_eval(name)
-    asked = getattr(plugin, "READS", VERBS[plugin.NEEDS])
-    return alike(job.method_class, job.source.method_class, asked)
+    return getattr(plugin, "READS", VERBS[plugin.NEEDS])
+
+
+def peers(name: str, job: Job, place: store.Study) -> list[str]:
+    """Keys of the runs on which the eval `name` finds what it would on `job`: its source, and readers alike to it."""
+    if not reads_alike(name, job):
+        return []
+    known, source = method_plugins(), job.source  # the plugin of an old record may be gone
+    readers = [
+        run.key
+        for run in place.runs()
+        if run.shared == source.key and run.key != job.key and run.cell.method in known
+        if alike(load_method(run.cell.method), source.method_class, _asked(name))
+    ]
+    return [source.key, *readers]
 
 
 def alike(reader: type[Method], source: type[Method], asked: Sequence[str]) -> bool:

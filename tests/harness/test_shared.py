@@ -82,11 +82,14 @@ def test_one_pre_training_serves_its_readers(tmp_path, harness):
     assert {p: p.stat().st_mtime_ns for p in study.glob("runs/**/*.json")} == before
 
 
-def test_a_reader_alone_trains_what_it_reads(tmp_path, harness):
-    words = ["--methods", "alike", "--evals", "knn", *BUDGET, "--name", "s", "--out", str(tmp_path)]
-    assert harness("run", *words)[0] == 0
-    assert set(records(tmp_path / "s", "run.json")) == {"mae", "alike"}
-    assert set(records(tmp_path / "s", "evals/1.0000/knn.json")) == {"alike"}
+def test_readers_alone_train_what_they_read_and_are_evaluated_once(tmp_path, harness):
+    words = ["--methods", "alike,other", "--evals", "knn,generation", "generation.samples=100", *BUDGET]
+    assert harness("run", *words, "--name", "s", "--out", str(tmp_path))[0] == 0
+    assert set(records(tmp_path / "s", "run.json")) == {"mae", "alike", "other"}
+    knn, drawn = (records(tmp_path / "s", f"evals/1.0000/{name}.json") for name in ("knn", "generation"))
+    assert set(knn) == {"alike", "other"} and not any(record["shared"] for record in knn.values())
+    assert drawn["alike"]["shared"] is None and drawn["other"]["shared"], "they draw alike, so the second took it over"
+    assert drawn["other"]["numbers"] == drawn["alike"]["numbers"]
     rows = (tmp_path / "s/tables/tables.csv").read_text()
     assert ",alike," in rows and ",MAE," not in rows  # only what was asked for has a row
 
