@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m harness run --methods umd,lmd,mae --budget 1min
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

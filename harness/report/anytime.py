@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.files import write_atomic
@@ -12,6 +13,7 @@ from harness.records import EvalRecord, RunRecord
 from harness.report.format import mean_interval
 from harness.report.sections import gather, mark
 
+DASHES = ("-", "--", ":", "-.")  # so that curves that coincide, as of readers of one pre-training, are all seen
 AXES = {"share": "share of the budget", "img": "images seen", "flop": "training FLOP"}
 
 
@@ -86,10 +88,15 @@ def plot(curve: Sequence[Point], path: Path, axis: str = "share", titles: Mappin
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(rows, columns, squeeze=False).ravel()
+    looks = {method: (f"C{i}", DASHES[i % len(DASHES)]) for i, method in enumerate(sorted({p.method for p in curve}))}
+    lines: dict[str, Any] = {}
     for place, panel in zip(places, panels, strict=False):
-        _draw(place, [p for p in curve if _panel(p) == panel], axis, titles or {})
+        lines |= _draw(place, [p for p in curve if _panel(p) == panel], axis, looks)
     for place in places[len(panels) :]:
         place.set_axis_off()
+    names = sorted(lines)
+    labels = [(titles or {}).get(name, name) for name in names]
+    figure.legend([lines[name] for name in names], labels, loc="outside lower center", ncols=7, fontsize=8)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
     write_atomic(path, picture.getvalue())
@@ -100,8 +107,11 @@ def _panel(point: Point) -> tuple[str, str, str, str, int, str]:
     return (point.dataset, point.size, point.budget, point.eval, point.protocol, point.title)
 
 
-def _draw(place, panel: list[Point], axis: str, titles: Mapping[str, str]) -> None:  # a matplotlib Axes
-    for i, method in enumerate(sorted({p.method for p in panel})):
+def _draw(place: Any, panel: list[Point], axis: str, looks: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Draw the panel on a matplotlib Axes; each method's line."""
+    drawn = {}
+    for method in sorted({p.method for p in panel}):
+        color, dash = looks[method]
         mine = [p for p in panel if p.method == method and getattr(p, axis) is not None]
         line = []
         for share in sorted({p.share for p in mine}):
@@ -111,14 +121,14 @@ def _draw(place, panel: list[Point], axis: str, titles: Mapping[str, str]) -> No
         if not line:
             continue
         xs, means, halves = zip(*line, strict=True)
-        place.plot(xs, means, marker="o", markersize=4, color=f"C{i}", label=titles.get(method, method))
+        (drawn[method],) = place.plot(xs, means, marker="o", markersize=4, color=color, linestyle=dash)
         low = [m - (h or 0) for m, h in zip(means, halves, strict=True)]
         high = [m + (h or 0) for m, h in zip(means, halves, strict=True)]
-        place.fill_between(xs, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        place.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
     first = panel[0]
     place.set_title(f"{first.dataset}, {first.size}, {first.budget}", fontsize=10)
     place.set_xlabel(AXES[axis])
     place.set_ylabel(f"{first.title} ({first.better} is better)")
     place.annotate(f"{first.n} images of {first.part}", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize=8)
     place.grid(alpha=0.3)
-    place.legend(fontsize=8)
+    return drawn
