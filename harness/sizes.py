@@ -18,10 +18,13 @@ RESOLUTIONS = (32, 64, 224)  # px
 YARDSTICK = "mae"
 MATCH = 0.15  # sizes are meant to agree so far, where the architectures allow it
 IMAGES = 4  # a pass; the cost of one is the mean
-FOOT = f"""off: from {YARDSTICK} of that size; * is beyond {MATCH:.0%}.
-Transformers share the trunk of a size (width, depth, tokens). adaLN then adds parameters and hardly a FLOP, masking
-drops tokens in training only, and a VAE is paid for when features are read. U-Nets are matched in parameters; a
-convolution uses each of them at many places, so their FLOPs are higher. No choice of sizes would match both."""
+FOOT = (
+    f"off: from {YARDSTICK} of that size; * is beyond {MATCH:.0%}.\n"
+    "Transformers share the trunk of a size (width, depth, tokens). adaLN then adds parameters and hardly a FLOP, "
+    "masking drops tokens in training only, and a VAE is paid for when features are read. U-Nets are matched in "
+    "parameters; a convolution uses each of them at many places, so their FLOPs are higher. No choice of sizes would "
+    "match both."
+)
 
 
 @dataclass(frozen=True)
