@@ -115,7 +115,7 @@ def take_over(path: Path, job: Job, folder: Path) -> None:
         "cell": job.cell,
         "shared": job.source.key,
         "test_opened": [*(look for look in before if look not in record.test_opened), *record.test_opened],
-        "notes": [*record.notes, note],
+        "notes": [*(said for said in record.notes if said != note), note],
     }
     store.write(own, record.model_copy(update=update))
 

@@ -69,8 +69,9 @@ class HarnessPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=self.device, dtype=network.dtype)
         x = latents.to(self.device, network.dtype)
         if class_labels is None and self.config.classes:
-            place = "cpu" if generator is None else generator.device
-            class_labels = torch.randint(self.config.classes, (len(x),), generator=generator, device=place)
+            one = generator[0] if isinstance(generator, list) else generator
+            place = "cpu" if one is None else one.device
+            class_labels = torch.randint(self.config.classes, (len(x),), generator=one, device=place)
         guidance = self.config.guidance if guidance_scale is None else guidance_scale
         words = self.set_steps(num_inference_steps or self.config.steps)
         for t in self.progress_bar(scheduler.timesteps):

@@ -61,7 +61,7 @@ def _require_steps(pipe: Any, steps: int) -> None:
         pipe.set_steps(steps)
     except ValueError as error:
         raise HarnessError(
-            f"a pipeline that would draw in {error}", "a number that it can", "--to safetensors"
+            f"a pipeline of {steps} steps: {error}", "a number that it can", "--to safetensors"
         ) from error
 
 

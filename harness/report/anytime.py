@@ -96,7 +96,9 @@ def plot(curve: Sequence[Point], path: Path, axis: str = "share", titles: Mappin
         place.set_axis_off()
     names = sorted(lines)
     labels = [(titles or {}).get(name, name) for name in names]
-    figure.legend([lines[name] for name in names], labels, loc="outside lower center", ncols=7, fontsize=8)
+    figure.legend(
+        [lines[name] for name in names], labels, loc="outside lower center", ncols=2 * columns + 1, fontsize=8
+    )
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
     write_atomic(path, picture.getvalue())

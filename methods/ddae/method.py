@@ -63,6 +63,8 @@ class Config:
         top = self.edm.levels if self.objective == "edm" else T - (self.layout == "adm")
         if not all(1 <= noise <= top for noise in self.noises):
             raise ValueError(f"noises are from 1 to {top}; 0, the clean image, is a level that no network has seen")
+        if self.heun_steps < 1:
+            raise ValueError("heun_steps is at least 1")
         if not 0 <= self.sample_steps <= T or not 0 <= self.warmup < 1 or not 0 <= self.label_drop < 1:
             raise ValueError(f"sample_steps is at most {T}, warmup and label_drop are shares")
         if self.net.label not in (0, LABEL) or not 0 <= self.warp <= 1:

@@ -387,6 +387,11 @@ def test_nano_draws_in_fewer_steps_of_ddim_and_the_papers_of_heun(changes, passe
     assert len(calls) == passes
 
 
+def test_no_steps_are_refused_before_any_training():
+    with pytest.raises(ValueError, match="heun_steps is at least 1"):
+        Config(heun_steps=0)
+
+
 def test_adms_layout_starts_as_adm_and_says_what_was_built():
     method = ddae(layout="adm")
     assert method.config.net == method.network.config and method.config.net.modulation == "scale_shift"
