@@ -53,9 +53,8 @@ class Diffusion(nn.Module):
         super().__init__()
         if schedule not in SCHEDULES:
             raise unknown("noise schedule", schedule, SCHEDULES)
-        self.alpha_bar = SCHEDULES[schedule](
-            steps
-        )  # numpy on purpose: the sampler reads scalars, without a device sync
+        # numpy on purpose: the sampler reads scalars, without a device sync
+        self.alpha_bar = SCHEDULES[schedule](steps)
         dtype = torch.get_default_dtype()
         self.register_buffer("signal", torch.tensor(self.alpha_bar**0.5, dtype=dtype), persistent=False)
         self.register_buffer("spread", torch.tensor((1 - self.alpha_bar) ** 0.5, dtype=dtype), persistent=False)

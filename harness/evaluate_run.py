@@ -45,16 +45,7 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
         missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
         if job.source is not None:
-            missing = [
-                name
-                for name in missing
-                if not any(
-                    _taken_over(
-                        name, configs[name], job, study_folder.run(key).evals(share, cheap), place, weights.name
-                    )
-                    for key in peers(name, job, study_folder)
-                )
-            ]
+            missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, place, weights.name)]
         if not missing:
             continue
         quick = " (quick)" if cheap else ""
@@ -87,13 +78,14 @@ def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | 
     return same == (plain(config), load_eval(name).PROTOCOL, data.revision, snapshot)
 
 
-def _taken_over(name: str, config: Any, job: Job, theirs: Path, place: Path, snapshot: str) -> bool:
-    """Take the eval's record over from the evals in `theirs`, where it is done there; whether it was."""
-    there = theirs / f"{name}.json"
-    if not _is_done(there, name, config, job.data, snapshot):
-        return False
-    take_over(there, job, place)
-    return True
+def _taken_over(name: str, config: Any, job: Job, study_folder: store.Study, place: Path, snapshot: str) -> bool:
+    """Take the eval's record into `place` from a run on which it found what it would on `job`; whether there is one."""
+    for key in peers(name, job, study_folder):
+        there = study_folder.run(key).path / place.relative_to(study_folder.run(job.key).path) / f"{name}.json"
+        if _is_done(there, name, config, job.data, snapshot):
+            take_over(there, job, place)
+            return True
+    return False
 
 
 def _snapshot(job: Job, folder: RunFolder, share: float) -> Path:
