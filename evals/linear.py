@@ -1,8 +1,9 @@
 """Linear probe: logistic regression on frozen, cached features (card evaluation, section 1).
 
 The tap and then C are chosen on the select part; the probe is fitted again on all of train, whose mean and scale
-standardise the features, and looks at the test part once. Every C is solved to convergence, which is what
-scikit-learn's L-BFGS arrives at, given the iterations (tests/evals/test_linear.py).
+standardise the features, and looks at the test part once, or where the tap has noise once for each draw of it. Every C
+is solved to convergence, which is what scikit-learn's L-BFGS arrives at, given the iterations
+(tests/evals/test_linear.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from harness.evaluation import Context, Outcome
 
 TITLE = "linear probe"
-PROTOCOL = 2
+PROTOCOL = 3  # noisy taps are read under three draws
 NEEDS = "features"
 
 
@@ -31,10 +32,11 @@ class Config:
     c_high: float = 1e4
     c_count: int = 10  # log-spaced; the card finds 10 enough
     widen: int = 3  # further steps at most, where the best C stands at an edge of the grid
+    seeds: int = 3  # of the noise at a noisy tap; a clean one has nothing to repeat
 
     def __post_init__(self) -> None:
-        if self.taps < 1 or self.c_count < 2 or self.widen < 0:
-            raise ValueError("taps must be at least 1, c_count at least 2, widen at least 0")
+        if self.taps < 1 or self.seeds < 1 or self.c_count < 2 or self.widen < 0:
+            raise ValueError("taps and seeds must be at least 1, c_count at least 2, widen at least 0")
         if not 0 < self.c_low < self.c_high:
             raise ValueError("c_low and c_high must be positive, c_low the smaller")
 
@@ -49,23 +51,24 @@ def recipe(size: str) -> Config:
 
 
 def evaluate(context: Context, config: Config) -> Outcome:
-    from harness.evaluation import Outcome
-    from harness.records import Number
+    from harness.evaluation import Outcome, measured
 
     choice = context.choose_tap(config.taps)
     with context.choosing():
         best, scores, problem, notes = _choose_c(context, config, choice.tap)
-    final, solution = _refit(context, choice.tap, problem, best)
-    if not solution.converged:
-        notes.append(f"the final probe (C = {best.c:g}) stopped after {solution.steps} steps without converging")
-    test = context.features([choice.tap], "test")[choice.tap]
-    right = final.predict(solution, test) == context.labels("test")
-    number = Number(
-        value=100.0 * right.double().mean().item(),
+    values = []
+    for repeat in context.repeats(config.seeds, [choice.tap]):
+        final, solution = _refit(repeat, choice.tap, problem, best)
+        if not solution.converged:
+            notes.append(f"the final probe (C = {best.c:g}) stopped after {solution.steps} steps without converging")
+        test = repeat.features([choice.tap], "test")[choice.tap]
+        values.append(_top1(final, solution, test, repeat.labels("test")))
+    number = measured(
+        values,
         title="linear probe top-1 %",
         table="representation",
         better="higher",
-        n=len(right),
+        n=len(test),
         note=None if context.cheap else NOTE,
     )
     chosen = {"tap": str(choice.tap), "C": best.c, "tap_scores": choice.scores, "C_scores": scores}

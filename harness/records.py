@@ -126,11 +126,13 @@ class RunRecord(Model):
 class Number(Model):
     """One named result, self-describing, so that tables need not know the eval that made it."""
 
-    value: float
+    value: float  # the mean where the eval was repeated
     title: str  # the column, for example "linear top-1 %"
-    table: Literal["representation", "generation"]
+    table: Literal["representation", "finetune", "transfer", "dense", "generation", "cost"]
     better: Literal["higher", "lower"]
     n: int  # test images or samples behind it
+    values: list[float] = []  # one for each of the eval's own seeds; a single one where nothing in it is random
+    half: float | None = None  # half-width of their 95 % t-interval; None for a single one
     digits: int = 1  # decimals that the n supports
     note: str | None = None
 
@@ -147,6 +149,7 @@ class EvalRecord(Model):
     protocol: int
     dataset: str
     data_revision: str
+    others: dict[str, str] = {}  # revisions of further data sets that it read, by name (transfer)
     key: str | None = None  # the run's, None for a reference row
     cell: Cell | None = None
     reference: str | None = None  # "raw pixels", "real images": rows that are no run

@@ -13,11 +13,14 @@ and, where they hold,
     READS                       what of a method's code its numbers rest on, where that is more than NEEDS tells:
                                 methods that share a pre-training and these are evaluated once (harness/shared.py)
 
+What is random in an eval (noise at a tap, a draw of shots, a head's start, a set of samples) is repeated over its own
+`seeds`, three by default; `measured` makes the Number of them. Choices are made once, on the first.
+
 Evals import heavy libraries inside their functions, because `harness list` reads their titles.
 """
 
 from harness.evaluation.choose import Choice
 from harness.evaluation.context import Context
-from harness.evaluation.record import Outcome, Subject, can, evaluate
+from harness.evaluation.record import Outcome, Subject, can, evaluate, measured
 
-__all__ = ["Choice", "Context", "Outcome", "Subject", "can", "evaluate"]
+__all__ = ["Choice", "Context", "Outcome", "Subject", "can", "evaluate", "measured"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,12 +14,14 @@ from torch import Tensor
 from harness.errors import HarnessError
 from harness.evaluation.choose import FIT_IMAGES, Choice, best, ridge_top1
 from harness.evaluation.features import Features, Images
+from harness.fitted import Fitted
 from harness.ledger import Ledger
 from harness.method import Method, Tap
 from harness.rng import Rng
 
 if TYPE_CHECKING:
     from harness.data.dataset import Dataset, Part
+    from harness.records import RunRecord, TestOpened
 
 PartName = Literal["fit", "select", "train", "test"]
 
@@ -46,6 +49,8 @@ class Context:
         cheap: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
         ledger: Ledger | None = None,
+        run: RunRecord | None = None,
+        load: Callable[[str], Dataset] | None = None,
     ) -> None:
         if method.training:
             raise ValueError("the method is in training mode; call .eval() before evaluating it")
@@ -53,15 +58,72 @@ class Context:
         self.pictures, self.cache = pictures, cache
         self.device, self.cheap, self.precision = torch.device(device), cheap, precision
         self.ledger = ledger or Ledger()
+        self.run = run  # whose weights they are; None for a reference row
+        self._load = load
         self._by = "nobody"
-        self._open: Images | None = None
+        self._door: list[Images] = []  # the test part once it is open; shared by all repeats
+        self._looks_before = len(data.opened)
+        self._others: dict[str, Context] = {}
         self._parts: dict[str, Images] = {}
         self._choices: dict[int, Choice] = {}
         self._features = Features(method, self.rng, self.autocast)
 
     def begin(self, by: str) -> None:
         """A new eval starts; `by` is the name under which it opens the test split."""
-        self._by, self._open = by, None
+        self._by, self._looks_before = by, len(self.data.opened)
+        self._door.clear()
+        for other in self._others.values():
+            other.begin(by)
+
+    def repeat(self, number: int) -> Context:
+        """This context with the eval's seed `number`: other noise, the same parts and choices. 0 is the context itself.
+
+        It keeps no features: what differs between two repeats is read once.
+        """
+        if number == 0:
+            return self
+        other = copy.copy(self)
+        other.rng = self.rng.at("repeat", number)
+        other._features = Features(self.method, other.rng, self.autocast)
+        return other
+
+    def repeats(self, seeds: int, taps: Sequence[Tap]) -> list[Context]:
+        """A context for each of an eval's `seeds`; this one alone where `taps` have no noise, or when cheap."""
+        random = any(tap.noise is not None for tap in taps)
+        return [self.repeat(number) for number in range(seeds if random and not self.cheap else 1)]
+
+    def on(self, name: str) -> Context:
+        """The same checkpoint on another data set, whose images are resized to the network's; made once.
+
+        Raises HarnessError for a data set that is not here, or of other channels.
+        """
+        if name not in self._others:
+            if self._load is None:
+                raise HarnessError(f"no way to read {name!r} here", "a context that was made with `load`")
+            data = self._load(name)
+            other = Context(
+                Fitted(self.method, data.spec).eval(),
+                data,
+                self.rng.at("on", data.spec.name),
+                pictures=self.pictures,
+                cache=self.cache,
+                device=self.device,
+                cheap=self.cheap,
+                precision=self.precision,
+                ledger=self.ledger,
+                run=self.run,
+            )
+            other.begin(self._by)
+            self._others[name] = other
+        return self._others[name]
+
+    def looks(self) -> list[TestOpened]:
+        """How the eval that began last opened the test split."""
+        return self.data.opened[self._looks_before :]
+
+    def others(self) -> list[Context]:
+        """The contexts of the other data sets that were asked for so far."""
+        return list(self._others.values())
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -80,10 +142,10 @@ class Context:
 
         In a cheap context: the images of select that no choice was made on.
         """
-        if self._open is None:
+        if not self._door:
             held_out = self.data.select if self.cheap else self.data.open_test(by=self._by)
-            self._open = self._ordered("test", held_out)
-        return self._open
+            self._door.append(self._ordered("test", held_out))
+        return self._door[0]
 
     def labels(self, part: PartName, limit: int | None = None) -> Tensor:
         """int64 [n], in the order of `features`."""
@@ -127,7 +189,7 @@ class Context:
     @contextmanager
     def choosing(self) -> Iterator[None]:
         """Time spent on a choice, booked to `select`. Raises HarnessError once this eval has opened the test split."""
-        if self._open is not None:
+        if self._door:
             raise HarnessError(
                 f"{self._by}: a choice after the test split was opened",
                 "every choice before the one test evaluation",

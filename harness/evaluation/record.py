@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,7 @@ from harness.errors import HarnessError
 from harness.method import Method
 from harness.plugins import load_eval
 from harness.records import Cell, Environment, EvalRecord, Number
+from harness.stats import mean_interval
 
 if TYPE_CHECKING:
     from harness.evaluation.context import Context
@@ -25,6 +27,15 @@ class Outcome:
     trials: int = 1  # how many candidates it was selected from
     pictures: list[str] = field(default_factory=list)  # files in the context's folder of pictures
     notes: list[str] = field(default_factory=list)
+
+
+def measured(values: Sequence[float], **about: Any) -> Number:
+    """The Number of an eval's results, one for each of its own seeds: their mean, and its 95 % interval.
+
+    `about` is the rest of a Number. An eval in which nothing is random gives one value.
+    """
+    mean, half = mean_interval(values)
+    return Number(value=mean, values=list(values), half=half, **about)
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def evaluate(
     plugin = load_eval(name)
     if not can(context.method, plugin.NEEDS):
         return None
-    before, opened = context.ledger.snapshot(), len(context.data.opened)
+    before = context.ledger.snapshot()
     context.begin(f"{name} of {subject.who}")
     with context.ledger.account("evaluate"):
         outcome = plugin.evaluate(context, config)
@@ -73,11 +84,13 @@ def evaluate(
         return None
     _require_finite(name, outcome)
     after = context.ledger.snapshot()
+    read = [other for other in context.others() if other.looks()]
     return EvalRecord(
         eval=name,
         protocol=plugin.PROTOCOL,
         dataset=context.data.spec.name,
         data_revision=context.data.revision,
+        others={other.data.spec.name: other.data.revision for other in read},
         key=subject.key,
         cell=subject.cell,
         reference=subject.reference,
@@ -91,7 +104,7 @@ def evaluate(
         numbers=outcome.numbers,
         chosen=outcome.chosen,
         trials=outcome.trials,
-        test_opened=context.data.opened[opened:],
+        test_opened=context.looks() + [look for other in read for look in other.looks()],
         pictures=outcome.pictures,
         ledger={a: round(after[a] - before[a], 3) for a in ("select", "evaluate", "sample")},
         notes=outcome.notes,

@@ -23,11 +23,11 @@ from harness.errors import CannotWrite, said
 from harness.evaluate_run import evaluate_as, evaluate_references
 from harness.evaluation import Subject, can
 from harness.files import write_atomic
+from harness.fitted import Fitted, FittedDrawing, FittedLabelled
 from harness.method import INTERFACE
 from harness.plugins import load_eval
 from harness.records import Borrowed, Cell, Cost, Released, RunRecord, StudyRecord
 from harness.released import formats
-from harness.released.fitted import Fitted, FittedDrawing, FittedLabelled
 from harness.released.formats import Asked, Loaded
 from harness.resolve import eval_config
 from harness.rng import Rng

@@ -10,8 +10,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.records import EvalRecord, RunRecord
-from harness.report.format import mean_interval
 from harness.report.sections import gather, mark
+from harness.stats import mean_interval
 
 DASHES = ("-", "--", ":", "-.")  # so that curves that coincide, as of readers of one pre-training, are all seen
 AXES = {"share": "share of the budget", "img": "images seen", "flop": "training FLOP"}

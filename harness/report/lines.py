@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from harness.records import EvalRecord, Number
-from harness.report.format import MISSING, mean_interval
+from harness.report.format import MISSING
 from harness.report.layout import Kind
 from harness.report.sections import Records, Trial
+from harness.stats import mean_interval
 
 SAW_LABELS = "saw labels in pre-training: no rival of the label-free rows"
 FLOOR = "raw pixels"  # what a representation has to beat; "real images" are a bound, not a rival

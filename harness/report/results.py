@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.records import EvalRecord
-from harness.report.format import MISSING, fixed, mean_interval
+from harness.report.format import MISSING, fixed
 from harness.report.layout import Cell, Column, Picture, Row, Section, hoist_notes
 from harness.report.lines import FLOOR, Line, Place, notes, per_eval, seeds_text, state
 from harness.report.sections import (
@@ -21,8 +21,10 @@ from harness.report.sections import (
     of_trial,
     split,
 )
+from harness.stats import mean_interval
 from harness.store import Study
 
+PICTURED = ("generation", "dense")
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -78,7 +80,7 @@ class _Builder:
         untrained = [found for t in trials if (found := self._admitted(t.untrained, f"{name}, untrained"))]
         if untrained:
             lines.append(Line("untrained", f"{name}, untrained", str(len(untrained)), untrained))
-            if finished:
+            if finished and self.table != "cost":  # a trained network is no cheaper than an untrained one
                 lines[0].rivals["untrained"] = lines[-1]
         for trial in trials:
             if not trial.finished:
@@ -128,7 +130,7 @@ class _Builder:
     def _set_rivals(self) -> None:
         floor = next((x for x in self.lines if x.kind == "reference" and x.label == FLOOR), None)
         for line in self.lines:
-            if line.kind == "method" and floor:
+            if line.kind == "method" and floor and self.table != "cost":
                 line.rivals["pixels"] = floor
 
     # -- columns ---------------------------------------------------------------------------------------------
@@ -158,7 +160,9 @@ class _Builder:
         """The columns after the numbers."""
         if not self.places:
             return {}
-        if self.table == "representation":
+        if self.table == "cost":
+            return {}
+        if self.table != "generation":
             taps = {"tap": self._tap, "trials": self._trials}
             return {"beats": self._beats} | taps | {"test n": self._n}
         rivalled = any(line.rivals for line in self.lines)
@@ -219,7 +223,7 @@ class _Builder:
         return Cell(", ".join(sorted(found, key=int)) or MISSING)
 
     def _pictures(self) -> Iterable[Picture]:
-        for line in self.lines if self.table == "generation" else []:
+        for line in self.lines if self.table in PICTURED else []:
             for record in (r for seed in line.records for r in seed.values() if line.kind != "untrained"):
                 seed = f", seed {record.cell.seed}" if record.cell else ""
                 for name in record.pictures:

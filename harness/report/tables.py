@@ -1,4 +1,4 @@
-"""Records to tables: representation, generation, wall-clock. A pure function, blind to the records' order."""
+"""Records to tables: one for each kind of result, and the wall-clock. A pure function, blind to the records' order."""
 
 from __future__ import annotations
 
@@ -22,6 +22,28 @@ GENERATION = (
     "Samples drawn with the weights that gave the features, unless a note names a fine-tune; “real images” are real "
     f"against real. {SEEDS} {ABSENT}"
 )
+FINETUNE = (
+    "The whole network trained on with labels, by one recipe for all methods; its rate is chosen on the select part. "
+    f"“≤” marks a method that is no better than its own untrained network. {SEEDS} {ABSENT}"
+)
+TRANSFER = (
+    "The same network on other data sets, whose images are resized to its own size; everything is chosen on held-out "
+    f"train images of those. {SEEDS} {ABSENT}"
+)
+DENSE = (
+    "Frozen or fine-tuned feature maps, each number's note says which; “≤” marks a method that is no better than its "
+    f"own untrained network or than raw pixels. {SEEDS} {ABSENT}"
+)
+COST = f"What the network costs, on the machine that evaluated it. {SEEDS} {ABSENT}"
+RESULTS = {  # by the `table` of a Number
+    "representation": ("Representation", REPRESENTATION),
+    "finetune": ("Fine-tuning", FINETUNE),
+    "transfer": ("Transfer", TRANSFER),
+    "dense": ("Dense tasks", DENSE),
+    "generation": ("Generation", GENERATION),
+    "cost": ("Cost", COST),
+}
+ALWAYS = ("representation", "generation")  # shown also where nothing was measured yet
 WALL_CLOCK = (
     "Means over seeds; spend against budget from the lowest seed to the highest. Only accounts marked as "
     f"charged count against the budget; untrained networks and references show what their evals took. {ABSENT}"
@@ -31,18 +53,22 @@ WALL_CLOCK = (
 def build(
     runs: Iterable[RunRecord], evals: Iterable[EvalRecord], titles: Mapping[str, str] | None = None
 ) -> list[Table]:
-    """The three tables; `titles` are the methods' names for print, their plain names by default.
+    """A table for each kind of result that was measured, and the wall-clock.
 
-    Rows stand in one section only when device, data revision, protocol versions and counts of images agree.
+    `titles` are the methods' names for print, their plain names by default. Rows stand in one section only when device,
+    data revisions, protocol versions and counts of images agree.
     """
+    evals = list(evals)
     trials, references, strays = gather(runs, evals)
     titles = titles or {}
     left_out = f"Left out: evals of runs that have no record ({', '.join(strays)})." if strays else ""
+    measured = {number.table for record in evals for number in record.numbers.values()}
     tables = [
-        ("Representation", REPRESENTATION, results.sections("representation", trials, references, titles)),
-        ("Generation", GENERATION, results.sections("generation", trials, references, titles)),
-        ("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)),
+        (title, caption, results.sections(name, trials, references, titles))
+        for name, (title, caption) in RESULTS.items()
+        if name in ALWAYS or name in measured
     ]
+    tables.append(("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)))
     return [_table(title, caption, sections, left_out) for title, caption, sections in tables]
 
 

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from harness.report import format
+from harness.stats import mean_interval
 
 
 @pytest.mark.parametrize(
@@ -48,14 +49,14 @@ def test_mean_interval_covers_the_truth_95_times_in_100() -> None:
     draw = random.Random(0)
     hits = 0
     for _ in range(4000):
-        mean, half = format.mean_interval([draw.gauss(3.0, 2.0) for _ in range(3)])
+        mean, half = mean_interval([draw.gauss(3.0, 2.0) for _ in range(3)])
         assert half is not None
         hits += abs(mean - 3.0) <= half
     assert 0.94 < hits / 4000 < 0.96
 
 
 def test_mean_interval_of_values_that_are_not_finite() -> None:
-    assert format.mean_interval([5.0]) == (5.0, None)
-    assert format.mean_interval([1.0, math.inf]) == (math.inf, None)
-    assert math.isnan(format.mean_interval([math.inf, -math.inf])[0])
-    assert math.isnan(format.mean_interval([1.0, math.nan])[0])
+    assert mean_interval([5.0]) == (5.0, None)
+    assert mean_interval([1.0, math.inf]) == (math.inf, None)
+    assert math.isnan(mean_interval([math.inf, -math.inf])[0])
+    assert math.isnan(mean_interval([1.0, math.nan])[0])

@@ -15,11 +15,11 @@ from harness.data.batches import Batches
 from harness.data.dataset import load
 from harness.display import Plain
 from harness.errors import HarnessError
+from harness.fitted import Fitted
 from harness.method import Augment, Batch, Loss
 from harness.pretrain_run import _known, pretrain_run
 from harness.records import RunRecord
 from harness.released.evaluate import _record
-from harness.released.fitted import Fitted
 from harness.released.formats import Loaded
 from harness.report import anytime
 from harness.report.layout import footnotes

@@ -15,11 +15,11 @@ import torch
 
 from harness.errors import HarnessError
 from harness.evaluation import can
+from harness.fitted import Fitted, FittedDrawing, FittedLabelled
 from harness.method import Batch, DataSpec
 from harness.plugins import load_method
 from harness.records import EvalRecord
 from harness.released import files
-from harness.released.fitted import Fitted, FittedDrawing, FittedLabelled
 from harness.report.tables import of_study
 from harness.rng import Rng
 from harness.store import Study
@@ -138,7 +138,7 @@ def test_images_are_brought_to_the_network_and_samples_to_the_data():
 
 
 def test_slices_of_a_large_batch_are_whole_and_in_order(monkeypatch):
-    monkeypatch.setattr("harness.released.fitted.PIXELS", 2 * SPEC.size**2)
+    monkeypatch.setattr("harness.fitted.PIXELS", 2 * SPEC.size**2)
     inner = build().eval()
     fitted = FittedDrawing(inner, SPEC)
     images = Rng(0).uniform("images", (5, 1, 4, 4)) * 2 - 1

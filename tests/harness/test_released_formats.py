@@ -14,8 +14,8 @@ import torch
 from backbones.heads import Measures
 from harness.config import parse_words
 from harness.errors import HarnessError
+from harness.fitted import FittedDrawing
 from harness.method import DataSpec, Tap
-from harness.released.fitted import FittedDrawing
 from harness.released.formats import Asked, load
 from harness.rng import Rng
 from harness.store import Study

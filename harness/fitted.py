@@ -1,4 +1,6 @@
-"""A released network behind the method interface, at a data set whose images have another size.
+"""A network behind the method interface, at a data set whose images have another size than its own.
+
+Released weights are evaluated so, and runs on data sets that they were not pre-trained on (transfer).
 
 Shapes: B images, C channels, S the data set's side, N the network's side.
 """
