@@ -27,7 +27,7 @@ NOTE = "logistic regression on frozen features; tap and C chosen on held-out tra
 
 @dataclass(frozen=True)
 class Config:
-    taps: int = 4  # candidates, the method's own first
+    taps: int = 4  # candidates, the method's own first; 0 is all of them
     c_low: float = 1e-5
     c_high: float = 1e4
     c_count: int = 10  # log-spaced; the card finds 10 enough
@@ -35,8 +35,8 @@ class Config:
     seeds: int = 3  # of the noise at a noisy tap; a clean one has nothing to repeat
 
     def __post_init__(self) -> None:
-        if self.taps < 1 or self.seeds < 1 or self.c_count < 2 or self.widen < 0:
-            raise ValueError("taps and seeds must be at least 1, c_count at least 2, widen at least 0")
+        if self.taps < 0 or self.seeds < 1 or self.c_count < 2 or self.widen < 0:
+            raise ValueError("taps and widen must be at least 0, seeds at least 1, c_count at least 2")
         if not 0 < self.c_low < self.c_high:
             raise ValueError("c_low and c_high must be positive, c_low the smaller")
 

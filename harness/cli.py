@@ -125,7 +125,10 @@ def status(study: StudyDir) -> None:
 def evaluate(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[STUDY] [KEY=VALUE]...", help="A study's folder, unless --checkpoint; settings."),
+        typer.Argument(
+            metavar="[RUN]... [KEY=VALUE]...",
+            help="Folders of studies, or of single runs (STUDY/runs/KEY), unless --checkpoint; settings.",
+        ),
     ] = None,
     evals: Annotated[str | None, typer.Option(help="Names separated by commas. [default: the study's]")] = None,
     checkpoint: Annotated[
@@ -133,6 +136,7 @@ def evaluate(
     ] = None,
     format: Annotated[str | None, typer.Option(help="mae, dit, adm, ddae, umd, lmd, timm, diffusers, harness.")] = None,
     weights: Annotated[str | None, typer.Option(help="ema or raw. [default: ema where the file has it]")] = None,
+    force: Annotated[bool, typer.Option(help="Also what has a record, which is kept in earlier/.")] = False,
     allow_unexpected: Annotated[bool, typer.Option(help="Leave out tensors that the method has no place for.")] = False,
     borrowed: Annotated[str | None, typer.Option(help="What the weights cost elsewhere, for the tables.")] = None,
     dataset: Dataset = None,
@@ -143,9 +147,9 @@ def evaluate(
     out: Out = RUNS,
     data_dir: DataDir = None,
 ) -> None:
-    """Evaluate a study's finished runs again (what has no record yet), or weights that were trained elsewhere.
+    """Evaluate finished runs again, without training: what has no record yet; or weights that were trained elsewhere.
 
-    Example: python -m harness eval runs/digits-nano-1min --evals knn knn.k=5
+    Example: python -m harness eval runs/digits-nano-1min --evals knn,fid knn.k=5
 
     Example: python -m harness eval --checkpoint mae_pretrain_vit_base.pth --format mae --dataset cifar10
     """
@@ -153,20 +157,22 @@ def evaluate(
     from harness.driver import evaluate_study
     from harness.report.finish import finish
     from harness.signals import Stopper
-    from harness.store import Study
 
     places, values = _split(words)
     with Stopper().installed():
         if checkpoint is not None:
             about = (format, weights, allow_unexpected, borrowed)
             asked = {"evals": evals, "dataset": dataset, "size": size, "name": name}
-            raise typer.Exit(finish(*_released(checkpoint, about, asked, places, values, out, data_dir)))
+            raise typer.Exit(finish(*_released(checkpoint, about, asked, places, values, out, data_dir, force)))
         _only_with_checkpoint(
             format=format, weights=weights, borrowed=borrowed, dataset=dataset, size=size, name=name,
             allow_unexpected=allow_unexpected or None,
         )  # fmt: skip
-        place = Study(_one_place(places))
-        raise typer.Exit(finish(place, evaluate_study(place, evals, values, choose(), data_dir)))
+        codes = [
+            finish(place, evaluate_study(place, evals, values, choose(), data_dir, keys, force))
+            for place, keys in _studies(places)
+        ]
+        raise typer.Exit(max(codes))
 
 
 def _split(words: list[str] | None):
@@ -177,15 +183,24 @@ def _split(words: list[str] | None):
     return places, parse_words([word for word in words or [] if "=" in word])
 
 
-def _one_place(places: list[str]) -> Path:
+def _studies(places: list[str]):
+    """Each study that the folders belong to, and the keys of its runs that are meant: none where all of them are."""
     from harness.errors import HarnessError
+    from harness.store import Study
 
-    if len(places) != 1:
-        found = "no study" if not places else f"{len(places)} words that are no settings: {' '.join(places)}"
-        raise HarnessError(
-            found, "one study's folder, or --checkpoint PATH", "python -m harness eval --help; settings are KEY=VALUE"
-        )
-    return Path(places[0])
+    if not places:
+        raise HarnessError("no study and no run", "folders of studies or runs, or --checkpoint PATH", "eval --help")
+    meant: dict[Path, list[str]] = {}
+    whole = set()
+    for word in places:
+        path = Path(word)
+        if (path / "run.json").exists() and path.resolve().parent.name == "runs":
+            meant.setdefault(path.resolve().parent.parent, []).append(path.resolve().name)
+        else:
+            Study(path).asked()  # a wrong word is answered before any work
+            whole.add(path)
+            meant.setdefault(path, [])
+    return [(Study(path), () if path in whole else keys) for path, keys in meant.items()]
 
 
 def _only_with_checkpoint(**options) -> None:
@@ -196,7 +211,9 @@ def _only_with_checkpoint(**options) -> None:
         raise HarnessError(f"{', '.join(given)} without --checkpoint", "weights to evaluate", "--checkpoint PATH")
 
 
-def _released(checkpoint: str, about: tuple, asked: dict, places: list[str], values: dict, out: Path, data_dir):
+def _released(
+    checkpoint: str, about: tuple, asked: dict, places: list[str], values: dict, out: Path, data_dir, force: bool
+):
     """Evaluate released weights; the study's folder and a line for each thing that failed."""
     from harness.display import choose
     from harness.errors import HarnessError
@@ -210,7 +227,7 @@ def _released(checkpoint: str, about: tuple, asked: dict, places: list[str], val
     study = build_released(merge({k: v for k, v in asked.items() if v is not None}, values), section(wanted))
     from harness.released.evaluate import evaluate_released
 
-    return evaluate_released(wanted, study, out, choose(), borrowed, data_dir)
+    return evaluate_released(wanted, study, out, choose(), borrowed, data_dir, force)
 
 
 @app.command()

@@ -6,12 +6,15 @@ Idempotent: it asks the store what is done and does the rest. Nothing finished i
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import store
+from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, said
 from harness.evaluate_run import evaluate_references, evaluate_run
@@ -19,7 +22,7 @@ from harness.files import explain, write_atomic
 from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import RunRecord, StudyRecord
-from harness.resolve import Job, jobs
+from harness.resolve import Job, dataset, jobs
 from harness.shared import adopt
 from harness.signals import Stopper
 from harness.study import Study, build, merge
@@ -66,15 +69,34 @@ def run_study(
         asked = StudyRecord(request=study.asked(), keys=_kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")
         failed: dict[str, Exception] = {}
-        failures = _each(todo, study, place, display, lambda job: _pretrained(job, place, display, stopper, failed))
+        work = _Work(study, place, display, partial(dataset, data_dir=data_dir))
+        failures = _each(todo, work, lambda job: _pretrained(job, place, display, stopper, failed))
     return place, failures
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is asked of a study, but for its jobs."""
+
+    study: Study
+    place: store.Study
+    display: Display
+    load: Callable[[str], Dataset]  # of a data set by its name
+    force: bool = False  # evaluate also what has a record
+
+
 def evaluate_study(
-    place: store.Study, evals: str | None, words: dict[str, Any], display: Display, data_dir: Path | None = None
+    place: store.Study,
+    evals: str | None,
+    words: dict[str, Any],
+    display: Display,
+    data_dir: Path | None = None,
+    only: Collection[str] = (),
+    force: bool = False,
 ) -> list[str]:
     """The named evals (the study's own for None), with settings from `words`, on every finished run. Trains nothing.
 
+    `only` are the keys of the runs meant, where not all of them are; with `force` what has a record is done again.
     Returns a line for each thing that failed. Raises HarnessError when the study's code or data changed so that its
     runs cannot be recognised, or when `words` set anything but evals.
     """
@@ -93,18 +115,20 @@ def evaluate_study(
     study = build(merge(asked.request, words | ({"evals": evals} if evals else {})))
     with only_writer(place.path):
         todo = [job for job in jobs(study, data_dir) if place.run(job.key).record.exists()]
-        if not todo:
+        unknown_keys = sorted(set(only) - {job.key for job in todo})
+        if not todo or unknown_keys:
             raise HarnessError(
-                f"none of the study's {len(asked.keys)} runs is recognised: its settings, data or interface changed",
+                f"{', '.join(unknown_keys) or f'none of the {len(asked.keys)} runs of the study'} is not recognised: "
+                "its settings, data or interface changed",
                 "the code and data that made the study",
                 f"python -m harness status {place.path}",
             )
         released = {run.key for run in place.runs() if run.released}
-        strange = sorted(set(asked.keys) - released - {job.key for job in todo})
+        strange = [] if only else sorted(set(asked.keys) - released - {job.key for job in todo})
         failures = [f"{key}: not evaluated, its settings, data or interface changed since" for key in strange]
-        return failures + _each(
-            todo, study, place, display, lambda job: store.read_as(RunRecord, place.run(job.key).record)
-        )
+        work = _Work(study, place, display, partial(dataset, data_dir=data_dir), force)
+        meant = [job for job in todo if not only or job.key in only]
+        return failures + _each(meant, work, lambda job: store.read_as(RunRecord, place.run(job.key).record))
 
 
 def _kept(place: store.Study, todo: list[Job]) -> list[str]:
@@ -115,24 +139,23 @@ def _kept(place: store.Study, todo: list[Job]) -> list[str]:
     return [run.key for run in place.runs() if run.key in before and run.cell not in cells]
 
 
-def _each(
-    todo: list[Job], study: Study, place: store.Study, display: Display, pretrained: Callable[[Job], RunRecord]
-) -> list[str]:
+def _each(todo: list[Job], work: _Work, pretrained: Callable[[Job], RunRecord]) -> list[str]:
     """Bring every job, and then the reference rows, to their end; a line for each that failed."""
     failures: list[str] = []
+    study, place, display = work.study, work.place, work.display
     display.start([job.label for job in todo])
     try:
         for job in todo:
             with _failing(job.label, place.run(job.key), display, failures):
                 record = pretrained(job)
                 if record.state == "finished":
-                    evaluate_run(job, study, place, display)
+                    evaluate_run(job, study, place, display, work.load, work.force)
                 else:
                     failures.append(f"{job.label}: {_state_line(record)}")
                 display.done(job.label, _state_line(record))
         for data in {job.cell.dataset: job.data for job in todo}.values():
             with _failing(f"references of {data.spec.name}", place.references(data.spec.name), display, failures):
-                evaluate_references(data, study, place, display)
+                evaluate_references(data, study, place, display, work.load, work.force)
     finally:
         display.stop()
     return failures

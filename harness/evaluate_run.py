@@ -7,8 +7,12 @@ at the end, when the others are done.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,12 @@ from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, said
 from harness.evaluation import Context, Subject, can, evaluate
+from harness.evaluation.protocol import COMMON
+from harness.files import move
 from harness.ledger import Ledger
 from harness.method import Method
 from harness.plugins import load_eval
-from harness.records import EvalRecord
+from harness.records import EvalRecord, RunRecord
 from harness.resolve import Job, eval_config
 from harness.rng import Rng
 from harness.shared import peers, take_over
@@ -29,10 +35,17 @@ from harness.store import RunFolder
 from harness.study import Study
 
 FULL = (0.0, 1.0)
+STAGING = ".pictures"  # below the records, until their eval has come to its end
+Loader = Callable[[str], Dataset]  # of a data set by its name
 
 
-def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Display) -> None:
-    """Whatever evals of the study this run lacks. Raises HarnessError, naming them, where some fail."""
+def evaluate_run(
+    job: Job, study: Study, study_folder: store.Study, display: Display, load: Loader, force: bool = False
+) -> None:
+    """Whatever evals of the study this run lacks; all of them anew with `force`, which keeps the old records.
+
+    Raises HarnessError, naming them, where some fail.
+    """
     failed: dict[str, Exception] = {}
     folder = study_folder.run(job.key)
     configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
@@ -42,8 +55,9 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         subject = Subject(
             job.cell, job.key, share=share, weights="ema" if job.train.ema else "raw", snapshot=weights.name
         )
-        wanted = [name for name in configs if _applies(name, job.method_class, share, cheap)]
-        missing = [n for n in wanted if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
+        missing = [name for name in configs if _applies(name, job.method_class, share, cheap)]
+        if not force:
+            missing = [n for n in missing if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
         if job.source is not None:
             missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, place, weights.name)]
         if not missing:
@@ -52,9 +66,10 @@ def evaluate_run(job: Job, study: Study, study_folder: store.Study, display: Dis
         display.phase(job.label, f"evaluating {', '.join(missing)} at {share:g} of budget{quick}")
         method = job.build()
         method.load_state_dict(checkpoint.load_snapshot(weights))
-        context = _context(method, job.data, job.cell.seed, place, study_folder.cache(), cheap)
+        run = store.read_as(RunRecord, folder.record)
+        about = _About(subject, job.data, place, study_folder.cache(), load, run, cheap)
         where = f" at {share:g} of the budget{quick}"
-        failed |= _run_evals({name: configs[name] for name in missing}, context, subject, place, where)
+        failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where)
     _tell(failed)
 
 
@@ -66,6 +81,8 @@ def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool
     plugin = load_eval(name)
     if not can(method, plugin.NEEDS) or (cheap and getattr(plugin, "FULL_ONLY", False)):
         return False
+    if share < 1.0 and getattr(plugin, "TRAINED_ONLY", False):
+        return False
     return plugin.NEEDS == "features" or (share == 1.0 and not cheap)
 
 
@@ -74,8 +91,8 @@ def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | 
     if not path.exists():
         return False
     found = store.read_as(EvalRecord, path)
-    same = (found.config, found.protocol, found.data_revision, found.snapshot)
-    return same == (plain(config), load_eval(name).PROTOCOL, data.revision, snapshot)
+    same = (found.config, found.protocol, found.common, found.data_revision, found.snapshot)
+    return same == (plain(config), load_eval(name).PROTOCOL, COMMON.version, data.revision, snapshot)
 
 
 def _taken_over(name: str, config: Any, job: Job, study_folder: store.Study, place: Path, snapshot: str) -> bool:
@@ -100,33 +117,60 @@ def _snapshot(job: Job, folder: RunFolder, share: float) -> Path:
     return path
 
 
-def _context(method: Method, data: Dataset, seed: int, place: Path, cache: Path, cheap: bool) -> Context:
-    device = machine.device()
-    return Context(
-        method.requires_grad_(False).eval().to(device),
-        data,
-        Rng(seed).at("evaluate"),
-        pictures=place,
-        cache=cache,
-        device=device,
-        cheap=cheap,
-        precision="bf16" if device.type == "cuda" else "fp32",
-        ledger=Ledger(),
-    )
+@dataclass(frozen=True)
+class _About:
+    """What evals of one checkpoint are told, and where what they find goes."""
+
+    subject: Subject
+    data: Dataset
+    place: Path  # of the records
+    cache: Path
+    load: Loader
+    run: RunRecord | None = None
+    cheap: bool = False
+
+    def context(self, method: Method, seed: int) -> Context:
+        device = machine.device()
+        precision = "bf16" if device.type == "cuda" else "fp32"
+        return Context(
+            method.requires_grad_(False).eval().to(device),
+            self.data,
+            Rng(seed).at("evaluate"),
+            pictures=self.place / STAGING,
+            cache=self.cache,
+            device=device,
+            cheap=self.cheap,
+            precision=precision,
+            ledger=Ledger(),
+            run=self.run,
+            load=self.load,
+            kept=self._kept(type(method), seed, [str(device), precision]),
+        )
+
+    def _kept(self, method: type[Method], seed: int, how: list[str]) -> Path:
+        """Where features are kept until all evals are done: another folder whenever they could be others."""
+        s = self.subject
+        told = [s.key, s.reference, s.snapshot, s.size, self.data.revision, self.cheap, seed, *how]
+        digest = hashlib.sha256(json.dumps([*told, machine.code(method)]).encode()).hexdigest()[:16]
+        return self.cache / "features" / digest
 
 
 def _run_evals(
-    configs: dict[str, Any], context: Context, subject: Subject, place: Path, where: str = ""
+    configs: dict[str, Any], about: _About, method: Method, seed: int, where: str = ""
 ) -> dict[str, Exception]:
     """Every eval of `configs`; the error of each that failed, by its name and `where`."""
     failed: dict[str, Exception] = {}
+    context = about.context(method, seed)
     for name, config in configs.items():
         try:
-            _run_eval(name, context, config, subject, place)
+            _run_eval(name, context, config, about)
         except CannotWrite:
             raise
         except Exception as error:
             failed[f"{name}{where}"] = error
+    shutil.rmtree(context.pictures, ignore_errors=True)
+    if not failed:  # what a repeated command would go on from
+        shutil.rmtree(context.kept, ignore_errors=True)
     return failed
 
 
@@ -140,33 +184,50 @@ def _tell(failed: dict[str, Exception]) -> None:
     raise HarnessError("\n".join([first + more, *others])) from ExceptionGroup("evals that failed", errors)
 
 
-def _run_eval(name: str, context: Context, config: Any, subject: Subject, place: Path) -> None:
+def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     environment = machine.environment(context.precision, compiled=False)
-    record = evaluate(name, context, config, subject=subject, environment=environment)
+    record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
         return
-    path = place / f"{name}.json"
+    path = about.place / f"{name}.json"
     if path.exists():  # every look at the test split stays on record, also of the evals that this one replaces
-        before = store.read_as(EvalRecord, path).test_opened
-        record = record.model_copy(update={"test_opened": [*before, *record.test_opened]})
+        before = store.read_as(EvalRecord, path)
+        record = record.model_copy(update={"test_opened": [*before.test_opened, *record.test_opened]})
+        store.set_aside(path, before)
+    for picture in record.pictures:
+        move(context.pictures / picture, about.place / picture)
     store.write(path, record)
 
 
 def evaluate_as(
-    subject: Subject, build: Callable[[], Method], data: Dataset, configs: dict[str, Any], place: Path, cache: Path
+    subject: Subject,
+    build: Callable[[], Method],
+    data: Dataset,
+    configs: dict[str, Any],
+    place: Path,
+    cache: Path,
+    load: Loader,
+    run: RunRecord | None = None,
+    force: bool = False,
 ) -> list[str]:
-    """The evals of `configs` in full, as far as `place` lacks their records; returns the names of those it ran.
+    """The evals of `configs` in full that `place` lacks, all with `force`; returns the names of those it ran.
 
     `build` is called only when there is something to do. Raises HarnessError, naming them, where some fail.
     """
-    missing = [n for n, c in configs.items() if not _is_done(place / f"{n}.json", n, c, data, subject.snapshot)]
+    done = (
+        () if force else [n for n, c in configs.items() if _is_done(place / f"{n}.json", n, c, data, subject.snapshot)]
+    )
+    missing = [name for name in configs if name not in done]
     if missing:
-        context = _context(build(), data, subject.cell.seed if subject.cell else 0, place, cache, cheap=False)
-        _tell(_run_evals({name: configs[name] for name in missing}, context, subject, place))
+        about = _About(subject, data, place, cache, load, run)
+        seed = subject.cell.seed if subject.cell else 0
+        _tell(_run_evals({name: configs[name] for name in missing}, about, build(), seed))
     return missing
 
 
-def evaluate_references(data: Dataset, study: Study, place: store.Study, display: Display) -> None:
+def evaluate_references(
+    data: Dataset, study: Study, place: store.Study, display: Display, load: Loader, force: bool = False
+) -> None:
     """The rows every table needs beside the methods: raw pixels, and real images drawn instead of samples."""
     from evals._references import REFERENCES
 
@@ -174,10 +235,12 @@ def evaluate_references(data: Dataset, study: Study, place: store.Study, display
     for (title, reference), size in itertools.product(REFERENCES.items(), study.size):
         folder = place.reference(data.spec.name, title, size)
         configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
-        missing = {n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data)}
-        if not missing:
+        configs = {n: c for n, c in configs.items() if not getattr(load_eval(n), "TRAINED_ONLY", False)}
+        if not force:
+            configs = {n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data)}
+        if not configs:
             continue
-        display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(missing)}")
-        context = _context(reference(data), data, 0, folder, place.cache(), cheap=False)
-        failed |= _run_evals(missing, context, Subject(reference=title, size=size), folder, f" of {title}, {size}")
+        display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(configs)}")
+        about = _About(Subject(reference=title, size=size), data, folder, place.cache(), load)
+        failed |= _run_evals(configs, about, reference(data), 0, f" of {title}, {size}")
     _tell(failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,31 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     finally:
         with suppress(OSError):  # where the folder itself is at fault, the first error says more
             temporary.unlink()
+
+
+def link(path: Path, target: Path) -> None:
+    """Make `target` the same file as `path` in one step: a hard link, or a copy where the file system has none."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and target.samefile(path):
+            return  # two names of one file: renaming one to the other would leave both
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise explain(error, target) from error
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename `path` to `target`, in place of what is there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    except OSError as error:
+        raise explain(error, target) from error
 
 
 def _sync_folder(folder: Path) -> None:

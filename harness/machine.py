@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import functools
 import gc
+import hashlib
+import inspect
 import os
 import platform
 import resource
@@ -27,6 +29,9 @@ LIBRARIES = (
     "scikit-learn",
     "numpy",
 )
+
+
+PACKAGES = ("backbones", "evals", "harness", "methods")
 
 
 def device() -> torch.device:
@@ -59,6 +64,17 @@ def commit() -> str | None:
 def _git(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+@functools.cache
+def code(of: type) -> str:
+    """A digest of the code that evaluates the class `of`: the project's packages, and the file that the class is in."""
+    here = Path(__file__).resolve().parent.parent
+    files = [path for package in PACKAGES for path in sorted((here / package).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for path in [*files, Path(inspect.getfile(of))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def environment(precision: str, compiled: bool) -> Environment:

@@ -146,7 +146,8 @@ class EvalRecord(Model):
     kind: Literal["eval"] = "eval"
     schema_version: Literal[1] = 1
     eval: str
-    protocol: int
+    protocol: int  # the eval's own
+    common: int | None = None  # of the protocol that all evals share; None: from before it had a version
     dataset: str
     data_revision: str
     others: dict[str, str] = {}  # revisions of further data sets that it read, by name (transfer)

@@ -51,7 +51,8 @@ class Job:
 
 
 @cache
-def _data(name: str, data_dir: Path | None) -> Dataset:
+def dataset(name: str, data_dir: Path | None) -> Dataset:
+    """The data set of that name, read once."""
     return load(name, data_dir)
 
 
@@ -69,7 +70,7 @@ def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
             raise HarnessError(
                 f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"
             )
-        data = _data(cell.dataset, data_dir)
+        data = dataset(cell.dataset, data_dir)
         # The name of what was found: `cifar10` may be its JPEG form, which is another data set (harness data says so).
         cell = cell.model_copy(update={"dataset": data.spec.name})
         train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])

@@ -6,14 +6,12 @@ under its own cell, its snapshots are links to the source's, and evals that woul
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from inspect import getattr_static
 from pathlib import Path
 
 from harness import store
-from harness.files import explain
+from harness.files import explain, link
 from harness.method import Method, Objective
 from harness.plugins import card, load_eval, load_method, method_plugins
 from harness.records import Borrowed, Cost, EvalRecord, RunRecord
@@ -105,10 +103,13 @@ def take_over(path: Path, job: Job, folder: Path) -> None:
 
     Every look at the test split stays on record, also that of an eval of the reader's own that it replaces.
     """
-    record, own = store.read_as(EvalRecord, path), folder / path.name
+    record, own, before = store.read_as(EvalRecord, path), folder / path.name, []
+    if own.exists():
+        replaced = store.read_as(EvalRecord, own)
+        before = replaced.test_opened
+        store.set_aside(own, replaced)
     for picture in record.pictures:
         _link(path.parent, folder, picture)
-    before = store.read_as(EvalRecord, own).test_opened if own.exists() else []
     note = f"the weights and features of {job.source.cell.method}, evaluated once"
     update = {
         "key": job.key,
@@ -126,20 +127,8 @@ def _link(there: Path, here: Path, pattern: str) -> None:
         here.mkdir(parents=True, exist_ok=True)
         files = {path.name: path for path in sorted(there.glob(pattern))}
         for name, path in files.items():
-            _replace(here / name, path)
+            link(path, here / name)
         for stale in set(here.glob(pattern)) - {here / name for name in files}:
             stale.unlink()
     except OSError as error:
         raise explain(error, here) from error
-
-
-def _replace(target: Path, path: Path) -> None:
-    if target.exists() and target.samefile(path):
-        return  # two names of one file: renaming one to the other would leave both
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, target)

@@ -6,6 +6,7 @@ STUDY/runs/KEY/log.jsonl            loss, rate and ledger every few seconds
 STUDY/runs/KEY/checkpoints/         the last two, for resuming
 STUDY/runs/KEY/snapshots/           weights at fixed shares of the budget, for evals
 STUDY/runs/KEY/evals/SHARE/EVAL.json  and the pictures that eval made; SHARE-quick/ for the anytime curve
+STUDY/runs/KEY/evals/SHARE/earlier/EVAL-NUMBER/  what a later record replaced
 STUDY/references/DATASET/NAME/EVAL.json  rows that are no run: raw pixels, real images
 STUDY/tables/                       made from the records
 """
@@ -13,6 +14,8 @@ STUDY/tables/                       made from the records
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import HarnessError
-from harness.files import write_atomic
+from harness.files import link, write_atomic
 from harness.records import EvalRecord, Record, RunRecord, StudyRecord
 
 T = TypeVar("T", RunRecord, EvalRecord)
@@ -53,6 +56,18 @@ def read_as(kind: type[T], path: Path) -> T:
     if not isinstance(record, kind):
         raise _unreadable(path, f"is of the kind {record.kind!r}, which does not belong there")
     return record
+
+
+def set_aside(path: Path, record: EvalRecord) -> None:
+    """Keep the eval record at `path`, and its pictures, in `earlier/NAME-NUMBER/`: a new one is to take its place."""
+    earlier = path.parent / "earlier"
+    number = 1 + sum(1 for _ in earlier.glob(f"{path.stem}-*"))
+    place, making = earlier / f"{path.stem}-{number}", earlier / f".{path.stem}"
+    shutil.rmtree(making, ignore_errors=True)
+    for name in [path.name, *record.pictures]:
+        if (path.parent / name).exists():
+            link(path.parent / name, making / name)
+    os.replace(making, place)
 
 
 def _unreadable(path: Path, why: str) -> HarnessError:

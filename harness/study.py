@@ -21,6 +21,7 @@ from harness.records import Cell
 from harness.train.settings import BATCH, TrainConfig
 
 EVALS = ("linear", "knn", "generation")
+ALIASES = {"evals": {"fid": "generation"}}  # names that the field says, and what they are here
 LISTS = ("methods", "dataset", "size", "budget", "evals")
 OWN = (*LISTS, "seeds", "name", "train")
 RELEASED = "released weights"  # stands where a run's budget stands: trained elsewhere, on none of ours
@@ -110,8 +111,8 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, Iterable) or not all(isinstance(p, str) for p in parts):
         raise HarnessError(f"{key}={value!r}", "names separated by commas", f"for example: {key}=a,b")
-    names = tuple(dict.fromkeys(p.strip() for p in parts if p.strip()))
-    return names
+    known = ALIASES.get(key, {})
+    return tuple(dict.fromkeys(known.get(name, name) for p in parts if (name := p.strip())))
 
 
 def _table(name: str, value: Any) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.evaluation.choose import FIT_IMAGES, Choice, best, ridge_top1
+from harness.evaluation.choose import Choice, best, ridge_top1
 from harness.evaluation.features import Features, Images
+from harness.evaluation.kept import InFiles
+from harness.evaluation.protocol import COMMON
 from harness.fitted import Fitted
 from harness.ledger import Ledger
 from harness.method import Method, Tap
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 
 PartName = Literal["fit", "select", "train", "test"]
 
-CHEAP = {"fit": 5_000, "select": 1_000, "test": 2_000}  # images at most, on snapshots; their "test" is held-out train
-CHEAP_CHOICE = 1 / 3  # of select that choices on snapshots are made on; the rest is what they are scored on
+CHEAP = dict(COMMON.quick)  # images at most, on snapshots; their "test" is held-out train
 
 
 class Context:
@@ -51,6 +52,7 @@ class Context:
         ledger: Ledger | None = None,
         run: RunRecord | None = None,
         load: Callable[[str], Dataset] | None = None,
+        kept: Path | None = None,
     ) -> None:
         if method.training:
             raise ValueError("the method is in training mode; call .eval() before evaluating it")
@@ -64,9 +66,11 @@ class Context:
         self._door: list[Images] = []  # the test part once it is open; shared by all repeats
         self._looks_before = len(data.opened)
         self._others: dict[str, Context] = {}
+        self._repeats: dict[int, Context] = {}
         self._parts: dict[str, Images] = {}
         self._choices: dict[int, Choice] = {}
-        self._features = Features(method, self.rng, self.autocast)
+        self.kept = kept  # the folder of features, so that a killed evaluation goes on; None keeps them in memory
+        self._features = self._extractor(None)
 
     def begin(self, by: str) -> None:
         """A new eval starts; `by` is the name under which it opens the test split."""
@@ -74,18 +78,19 @@ class Context:
         self._door.clear()
         for other in self._others.values():
             other.begin(by)
+        for again in self._repeats.values():  # the door is theirs too
+            again._by = by
 
     def repeat(self, number: int) -> Context:
-        """This context with the eval's seed `number`: other noise, the same parts and choices. 0 is the context itself.
-
-        It keeps no features: what differs between two repeats is read once.
-        """
+        """This context under the eval's seed `number`: other noise, the same parts and choices. 0 is this one."""
         if number == 0:
             return self
-        other = copy.copy(self)
-        other.rng = self.rng.at("repeat", number)
-        other._features = Features(self.method, other.rng, self.autocast)
-        return other
+        if number not in self._repeats:
+            other = copy.copy(self)
+            other.rng = self.rng.at("repeat", number)
+            other._features = other._extractor(f"repeat-{number}")
+            self._repeats[number] = other
+        return self._repeats[number]
 
     def repeats(self, seeds: int, taps: Sequence[Tap]) -> list[Context]:
         """A context for each of an eval's `seeds`; this one alone where `taps` have no noise, or when cheap."""
@@ -112,6 +117,7 @@ class Context:
                 precision=self.precision,
                 ledger=self.ledger,
                 run=self.run,
+                kept=self.kept and self.kept / f"on-{data.spec.name}-{data.revision[:16]}",
             )
             other.begin(self._by)
             self._others[name] = other
@@ -124,6 +130,10 @@ class Context:
     def others(self) -> list[Context]:
         """The contexts of the other data sets that were asked for so far."""
         return list(self._others.values())
+
+    def _extractor(self, below: str | None) -> Features:
+        kept = self.kept and InFiles(self.kept / below if below else self.kept)
+        return Features(self.method, self.rng, self.autocast, kept)
 
     # -- data ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +166,7 @@ class Context:
         shared = self.cheap and name in ("select", "test")  # two ends of one order
         order = Rng(0).at("evaluation", "select" if shared else name).permutation("order", len(part.labels))
         if shared:
-            border = round(CHEAP_CHOICE * len(order))
+            border = round(COMMON.quick_choice * len(order))
             order = order[:border] if name == "select" else order[border:]
         limit = CHEAP.get(name) if self.cheap else None
         return Images(part.images, part.labels, order[:limit], self.device)
@@ -181,8 +191,16 @@ class Context:
 
     def train_features(self, tap: Tap) -> tuple[Tensor, Tensor]:
         """Features [n, D] and labels [n] of fit and select together: all of train; less in a cheap context."""
-        both = [(self.features([tap], part)[tap], self.labels(part)) for part in ("fit", "select")]
-        return torch.cat([f for f, _ in both]), torch.cat([y for _, y in both])
+        parts = ("fit", "select")
+        whole, seen = None, 0
+        for part in parts:
+            images = self.part(part)
+            for rows in self._features.chunks([tap], part, images):
+                if whole is None:  # filled as it comes: two halves put together would take twice the memory
+                    whole = torch.empty(sum(self.part(p).n for p in parts), rows[tap].shape[1])
+                whole[seen : seen + len(rows[tap])] = rows[tap]
+                seen += len(rows[tap])
+        return whole, torch.cat([self.labels(part) for part in parts])
 
     # -- choosing -----------------------------------------------------------------------------------------------
 
@@ -198,20 +216,26 @@ class Context:
         with self.ledger.account("select"):
             yield
 
-    def choose_tap(self, candidates: int = 4) -> Choice:
-        """The best of the method's first `candidates` taps by ridge on select; made once, shared by all evals."""
+    def choose_tap(self, candidates: int = COMMON.candidates) -> Choice:
+        """The best of the method's first `candidates` taps (0: of all) by ridge on select; made once, for all evals."""
         if candidates not in self._choices:
-            taps = self.method.taps()[:candidates]
+            taps = self.method.taps()[: candidates or None]
             with self.choosing():
                 self._choices[candidates] = best(taps, self._scores(taps))
         return self._choices[candidates]
 
     def _scores(self, taps: Sequence[Tap]) -> list[float]:
         """Top-1 % on select per tap; a single candidate is scored too, so that every record shows the number."""
-        fit, select = self.features(taps, "fit", FIT_IMAGES), self.features(taps, "select")
-        labels = self.labels("fit", FIT_IMAGES), self.labels("select")
-        classes = self.data.spec.classes
-        return [ridge_top1(fit[t], labels[0], select[t], labels[1], classes) for t in taps]
+        keep = len(taps) <= COMMON.candidates  # a grid passes by, and only the tap that it chose is read again
+        fit, select = self.part("fit").first(COMMON.choice_images), self.part("select")
+        return ridge_top1(
+            taps,
+            self._features.chunks(taps, "fit", fit, keep),
+            fit.labels,
+            self._features.chunks(taps, "select", select, keep),
+            select.labels,
+            self.data.spec.classes,
+        )
 
     # -- running ------------------------------------------------------------------------------------------------
 

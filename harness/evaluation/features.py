@@ -1,7 +1,7 @@
 """Features, extracted once per checkpoint: a memory of what a method said of a part of the data.
 
 Chunks are fixed and each has its own key, so a feature depends neither on which eval asked for it first nor on
-which taps were asked for together.
+which taps were asked for together. All layers of a noise level come from one pass.
 """
 
 from __future__ import annotations
@@ -15,34 +15,56 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from harness.errors import HarnessError
+from harness.evaluation.kept import InFiles, InMemory
+from harness.evaluation.protocol import COMMON
 from harness.method import Method, Tap, require_taps
 from harness.rng import Rng
 
 # Shapes: B images in a chunk, C channels, H height, W width, n images of a part, D feature width.
 
-CHUNK = 256  # images per pass; part of the protocol, since the noise of a noisy tap is drawn per chunk
+CHUNK = COMMON.chunk
 
 
 class Features:
-    """What `method` said so far: one [B, D] float32 tensor on the CPU per (tap, part, chunk)."""
+    """What `method` said so far: float32 rows on the CPU per (tap, part, chunk)."""
 
-    def __init__(self, method: Method, rng: Rng, autocast: Callable[[], AbstractContextManager]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        rng: Rng,
+        autocast: Callable[[], AbstractContextManager],
+        kept: InMemory | InFiles | None = None,
+    ) -> None:
         self._method, self._rng, self._autocast = method, rng, autocast
-        self._chunks: dict[tuple[Tap, str, int], Tensor] = {}
+        self._kept = InMemory() if kept is None else kept
 
     def of(self, taps: Sequence[Tap], part: str, images: Images) -> dict[Tap, Tensor]:
         """[n, D] per tap for `images` of `part`; only chunks nobody asked for yet cost a pass."""
-        require_taps(self._method, taps)
-        starts = range(0, images.n, CHUNK)
-        for start in starts:
-            missing = [t for t in taps if self._length(t, part, start) < min(CHUNK, images.n - start)]
-            if missing:
-                self._extract(missing, part, start, images.chunk(start, CHUNK))
-        return {t: torch.cat([self._chunks[t, part, s] for s in starts])[: images.n] for t in taps}
+        found: dict[Tap, Tensor] = {}
+        seen = 0
+        for rows in self.chunks(taps, part, images):
+            for tap, some in rows.items():
+                whole = found.setdefault(tap, torch.empty(images.n, some.shape[1]))
+                whole[seen : seen + len(some)] = some
+            seen += len(next(iter(rows.values())))
+        return found
 
-    def _length(self, tap: Tap, part: str, start: int) -> int:
-        found = self._chunks.get((tap, part, start))
-        return 0 if found is None else len(found)
+    def chunks(self, taps: Sequence[Tap], part: str, images: Images, keep: bool = True) -> Iterator[dict[Tap, Tensor]]:
+        """[B, D] per tap, chunk by chunk, in order; without `keep`, what is extracted now is forgotten again."""
+        require_taps(self._method, taps)
+        taps = list(dict.fromkeys(taps))
+        for start in range(0, images.n, CHUNK):
+            number = start // CHUNK
+            missing = [tap for tap in taps if not self._kept.has((tap, part), number)]
+            fresh: dict[Tap, Tensor] = {}
+            if missing:
+                # The whole chunk, also where the part's first images end within it: its noise is drawn as one.
+                fresh = dict(self._pass(missing, part, start, images.whole.chunk(start, CHUNK), dense=False))
+                fresh = {tap: rows.cpu() for tap, rows in fresh.items()}
+            for tap, rows in fresh.items() if keep else ():
+                self._kept.put((tap, part), number, rows, images.whole.n)
+            upto = images.n - start
+            yield {tap: (fresh[tap] if tap in fresh else self._kept.get((tap, part), number))[:upto] for tap in taps}
 
     def maps(self, taps: Sequence[Tap], part: str, images: Images, side: int) -> Iterator[dict[Tap, Tensor]]:
         """Chunk by chunk, [B, D, S, S] float16 on the CPU per tap, averaged down to `side` places where S is more.
@@ -53,10 +75,6 @@ class Features:
         for start in range(0, images.n, CHUNK):
             found = self._pass(taps, part, start, images.chunk(start, CHUNK), dense=True)
             yield {tap: self._halved(tap, part, adaptive_avg_pool2d(m, min(side, m.shape[-1]))) for tap, m in found}
-
-    def _extract(self, taps: list[Tap], part: str, start: int, images: Tensor) -> None:
-        for tap, values in self._pass(taps, part, start, images, dense=False):
-            self._chunks[tap, part, start] = values.cpu()
 
     def _pass(
         self, taps: Sequence[Tap], part: str, start: int, images: Tensor, dense: bool
@@ -99,13 +117,18 @@ class Features:
 class Images:
     """A part of the data in a fixed random order, so that any prefix of it is a fair subset."""
 
-    def __init__(self, images: Tensor, labels: Tensor, order: Tensor, device: torch.device | str) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, order: Tensor, device: torch.device | str, whole: Images | None = None
+    ) -> None:
         self._images, self._labels, self._order, self._device = images, labels, order, device
         self.n = len(order)
+        self.whole = whole or self  # of which these are the first
 
     def first(self, limit: int | None) -> Images:
         """The first `limit` images, all of them for None."""
-        return self if limit is None else Images(self._images, self._labels, self._order[:limit], self._device)
+        if limit is None:
+            return self
+        return Images(self._images, self._labels, self._order[:limit], self._device, self.whole)
 
     @property
     def labels(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import plain
 from harness.errors import HarnessError
+from harness.evaluation.protocol import COMMON
 from harness.method import Method
 from harness.plugins import load_eval
 from harness.records import Cell, Environment, EvalRecord, Number
@@ -88,6 +89,7 @@ def evaluate(
     return EvalRecord(
         eval=name,
         protocol=plugin.PROTOCOL,
+        common=COMMON.version,
         dataset=context.data.spec.name,
         data_revision=context.data.revision,
         others={other.data.spec.name: other.data.revision for other in read},

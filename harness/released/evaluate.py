@@ -11,16 +11,16 @@ import itertools
 import json
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import machine, store
 from harness.data.dataset import Dataset
-from harness.data.dataset import load as load_data
 from harness.display import Display
 from harness.driver import only_writer
 from harness.errors import CannotWrite, said
-from harness.evaluate_run import evaluate_as, evaluate_references
+from harness.evaluate_run import Loader, evaluate_as, evaluate_references
 from harness.evaluation import Subject, can
 from harness.files import write_atomic
 from harness.fitted import Fitted, FittedDrawing, FittedLabelled
@@ -29,32 +29,39 @@ from harness.plugins import load_eval
 from harness.records import Borrowed, Cell, Cost, Released, RunRecord, StudyRecord
 from harness.released import formats
 from harness.released.formats import Asked, Loaded
-from harness.resolve import eval_config
+from harness.resolve import dataset, eval_config
 from harness.rng import Rng
 from harness.study import RELEASED, Study, slug
 from harness.train import flops
 
 
 def evaluate_released(
-    asked: Asked, study: Study, out: Path, display: Display, borrowed: str | None = None, data_dir: Path | None = None
+    asked: Asked,
+    study: Study,
+    out: Path,
+    display: Display,
+    borrowed: str | None = None,
+    data_dir: Path | None = None,
+    force: bool = False,
 ) -> tuple[store.Study, list[str]]:
     """The checkpoint under the study's evals, on each of its data sets. Returns the folder and a line for each failure.
 
-    `borrowed` is what the user declares that the weights cost elsewhere.
+    `borrowed` is what the user declares that the weights cost elsewhere; with `force` what has a record is done again.
     """
     for name, size in itertools.product(study.evals, study.size):
         eval_config(study, name, size)  # a typing mistake is answered before any work
     loaded = formats.load(asked)
-    sets = [load_data(name, data_dir) for name in study.dataset]
+    load = partial(dataset, data_dir=data_dir)
+    sets = [load(name) for name in study.dataset]
     fitted = [_fitted(loaded, data) for data in sets]
     place = store.Study(out / study.folder_name())
     failures: list[str] = []
     with only_writer(place.path):
         for data, method in zip(sets, fitted, strict=True):
             for size in study.size:
-                row = _Row(loaded, method, data, study, place, display)
+                row = _Row(loaded, method, data, study, place, display, load, force)
                 failures += row.evaluate(_record(loaded, method, data, size, borrowed))
-            evaluate_references(data, study, place, display)
+            evaluate_references(data, study, place, display, load, force)
     return place, failures
 
 
@@ -76,6 +83,8 @@ class _Row:
     study: Study
     place: store.Study
     display: Display
+    load: Loader
+    force: bool = False
 
     def evaluate(self, record: RunRecord) -> list[str]:
         """The row's record, then whatever evals it lacks; a line where that failed."""
@@ -105,7 +114,8 @@ class _Row:
         subject = Subject(record.cell, record.key, share=1.0, weights=self.loaded.kind, snapshot=snapshot)
         self.display.phase(label, f"evaluating {', '.join(configs) or 'nothing'}")
         folder, cache = self.place.run(record.key).evals(1.0), self.place.cache()
-        done = evaluate_as(subject, lambda: self.method, self.data, configs, folder, cache)
+        run = store.read_as(RunRecord, self.place.run(record.key).record)
+        done = evaluate_as(subject, lambda: self.method, self.data, configs, folder, cache, self.load, run, self.force)
         cannot = ", ".join(wanted.keys() - configs.keys())
         text = f"evaluated {', '.join(done)}" if done else "nothing was left to do"
         return text + (f"; these weights cannot do: {cannot}" if cannot else "")

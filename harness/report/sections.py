@@ -121,6 +121,8 @@ def of_eval(record: EvalRecord, table: str) -> Conditions:
         ("protocol", record.eval): str(record.protocol),
         ("settings", record.eval): json.dumps(record.config, sort_keys=True),
     }
+    if record.common is not None:
+        own["protocol", "common"] = str(record.common)
     others = {("data revision", name): revision for name, revision in record.others.items()}
     return own | others | counts
 

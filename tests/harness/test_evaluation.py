@@ -123,7 +123,9 @@ def test_ridge_agrees_with_scikit_learn():
     z = ((x.double() - mean) / scale).numpy()
     theirs = Ridge(alpha=120 * 1e-2).fit(z[fit], torch.eye(CLASSES)[y[fit]].numpy()).predict(z[select])
     expected = 100 * (theirs.argmax(1) == y[select].numpy()).mean()
-    assert ridge_top1(x[fit], y[fit], x[select], y[select], CLASSES) == pytest.approx(expected)
+    tap = Tap("x")
+    chunks = [[{tap: rows} for rows in x[part].split(37)] for part in (fit, select)]
+    assert ridge_top1([tap], chunks[0], y[fit], chunks[1], y[select], CLASSES) == pytest.approx([expected])
     assert expected > 45  # chance is 33
 
 

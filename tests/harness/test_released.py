@@ -324,7 +324,7 @@ def test_options_of_a_checkpoint_need_one(tmp_path, harness):
     status, _, err = harness("eval", tmp_path, "--format", "mae", "--borrowed", "much")
     assert status == 2 and "--format, --borrowed without --checkpoint" in err
     status, _, err = harness("eval", "knn.k=3")
-    assert status == 2 and "no study" in err and "--checkpoint PATH" in err
+    assert status == 2 and "no study and no run" in err and "--checkpoint PATH" in err
 
 
 @pytest.mark.usefixtures("toyform")
