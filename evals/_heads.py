@@ -74,13 +74,13 @@ class ImageExamples:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head of the best rate, the score (top-1 % on select) of each, and what training one took."""
+    """Heads of the best rate, one for each seed; the score (top-1 % on select) of each rate; what training took."""
 
-    head: nn.Module
+    heads: tuple[nn.Module, ...]
     rate: float
     scores: dict[str, float]
     images: int  # different ones
-    fit_s: float  # of the head of the best rate
+    fit_s: float  # of all heads of the best rate
     fit_flop: float  # of one head; what it learns from counts only where the head makes it (ImageExamples)
 
 
@@ -93,18 +93,32 @@ def best_of(
     batch: int,
     rng: Rng,
     device: torch.device,
+    seeds: int = 1,
 ) -> Fitted:
-    """A head for each rate, from the same start in the same order; among equal scores the lower rate wins."""
+    """A head for each rate, from the same start in the same order; among equal scores the lower rate wins.
+
+    That rate is then trained again from another start in another order for each of the `seeds` but the first.
+    """
     cost = fit_flop(built(build, rng).to(device), fit, epochs, batch, rng)
     found: dict[float, Fitted] = {}
     scores: dict[str, float] = {}
     for rate in sorted(recipe.rates):
         begin = time.perf_counter()
         head = train(built(build, rng).to(device), recipe, rate, fit, epochs, batch, rng)
-        found[rate] = Fitted(head, rate, scores, len(fit.labels), time.perf_counter() - begin, cost)
+        found[rate] = Fitted((head,), rate, scores, len(fit.labels), time.perf_counter() - begin, cost)
         scores[f"{rate:g}"] = top1(head, select, rng.at("select"))
     best = max(found, key=lambda rate: (scores[f"{rate:g}"], -rate))
-    return replace(found[best], scores={rate: round(score, 3) for rate, score in scores.items()})
+    begin = time.perf_counter()
+    again = [
+        train(built(build, other).to(device), recipe, best, fit, epochs, batch, other)
+        for other in (rng.at("repeat", number) for number in range(1, seeds))
+    ]
+    return replace(
+        found[best],
+        heads=(*found[best].heads, *again),
+        scores={rate: round(score, 3) for rate, score in scores.items()},
+        fit_s=found[best].fit_s + time.perf_counter() - begin,
+    )
 
 
 def built(build: Callable[[], nn.Module], rng: Rng) -> nn.Module:

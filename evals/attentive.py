@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Shapes: n images, B batch, C channels and S side of a map, D token width, K classes.
 
 TITLE = "linear, attention and fusion heads on maps"
-PROTOCOL = 2  # the linear head came
+PROTOCOL = 3  # three starts of each head
 NEEDS = "features"
 FULL_ONLY = True
 READS = ("taps", "features", "maps", "fusion", "feedback_head")  # methods equal in these would find the same
@@ -47,9 +47,19 @@ class Config:
     heads: int = 8
     side: int = 0  # tokens along a map's side at most; 0 is 16 for images of 128 px and more, else 8
     memory_gb: float = 16.0  # that extracted maps may take
+    seeds: int = 3  # starts and orders of each head's training, at the best rate; rates are tried on the first
 
     def __post_init__(self) -> None:
-        counts = (self.taps, self.images, self.select_images, self.epochs, self.batch, self.depth, self.heads)
+        counts = (
+            self.taps,
+            self.images,
+            self.select_images,
+            self.epochs,
+            self.batch,
+            self.depth,
+            self.heads,
+            self.seeds,
+        )
         if min(*counts, self.feedback_images, self.feedback_epochs) < 1 or self.side < 0 or self.memory_gb <= 0:
             raise ValueError("counts must be at least 1, side at least 0, memory_gb positive")
         if self.width < 1 or self.width % self.heads:
@@ -61,7 +71,7 @@ WIDTHS = {"nano": 64, "ti": 128, "s": 256, "b": 512}  # the larger sizes have th
 
 def recipe(size: str) -> Config:
     width = WIDTHS.get(size, 1024)
-    if size == "nano":  # at most some two minutes a method on one CPU core
+    if size == "nano":  # some three minutes a method at most on one CPU core
         return Config(
             images=2_000,
             select_images=1_000,
@@ -132,7 +142,7 @@ def _fit_on_maps(context: Context, config: Config, reads: dict[str, Levels]) -> 
         )
         rng = context.rng.at("attentive", name)
         fitted[name] = best_of(
-            head, RECIPES[config.recipe], fit, select, config.epochs, config.batch, rng, context.device
+            head, RECIPES[config.recipe], fit, select, config.epochs, config.batch, rng, context.device, config.seeds
         )
     return fitted
 
@@ -169,7 +179,8 @@ def _fit_feedback(context: Context, config: Config) -> Fitted | None:
         ImageExamples(context.part(part).first(limit))
         for part, limit in (("fit", config.feedback_images), ("select", config.select_images))
     )
-    return best_of(head, RECIPES[config.recipe], fit, select, config.feedback_epochs, config.batch, rng, context.device)
+    recipe, epochs = RECIPES[config.recipe], config.feedback_epochs
+    return best_of(head, recipe, fit, select, epochs, config.batch, rng, context.device, config.seeds)
 
 
 def _book_fits(context: Context, fitted: Sequence[Fitted]) -> None:
@@ -193,7 +204,7 @@ def _measures(context: Context, config: Config):
 
 
 def _right(context: Context, config: Config, heads: dict[str, tuple[Fitted, Levels]]) -> dict[str, Tensor]:
-    """Which test images [n] each head is right about; maps are not kept."""
+    """Which test images each kind of head is right about, [seeds, n]; maps are not kept."""
     import torch
 
     from evals._heads import MapExamples, guesses
@@ -207,15 +218,17 @@ def _right(context: Context, config: Config, heads: dict[str, tuple[Fitted, Leve
         seen += len(truth)
         for name, (fitted, levels) in heads.items():
             examples = MapExamples(maps, levels, truth, context.device)
-            found[name].append(guesses(fitted.head, examples, context.rng) == truth)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            found[name].append(torch.stack([guesses(head, examples, context.rng) == truth for head in fitted.heads]))
+    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}
 
 
 def _right_fed(context: Context, fed: Fitted) -> Tensor:
+    import torch
+
     from evals._heads import ImageExamples, guesses
 
-    test = context.part("test")
-    return guesses(fed.head, ImageExamples(test), context.rng.at("attentive", "test")) == test.labels
+    test, rng = context.part("test"), context.rng.at("attentive", "test")
+    return torch.stack([guesses(head, ImageExamples(test), rng) == test.labels for head in fed.heads])
 
 
 # -- the record -------------------------------------------------------------------------------------------------------
@@ -223,22 +236,22 @@ def _right_fed(context: Context, fed: Fitted) -> Tensor:
 
 def _cost(fitted: Fitted) -> dict[str, float]:
     """The head's size and what training it took; its seconds are in the ledger."""
-    size = sum(p.numel() for p in fitted.head.parameters())
+    size = sum(p.numel() for p in fitted.heads[0].parameters())
     return {"parameters": size, "images": fitted.images, "fit_flop": fitted.fit_flop}
 
 
 def _number(name: str, config: Config, fitted: Fitted, right: Tensor) -> Number:
-    from harness.records import Number
+    from harness.evaluation import measured
 
     images, epochs = config.images, config.epochs
     if name == "feedback":
         images, epochs = config.feedback_images, config.feedback_epochs
-    return Number(
-        value=100.0 * right.double().mean().item(),
+    return measured(
+        (100.0 * right.double().mean(dim=1)).tolist(),
         title=f"{name} head top-1 %",
         table="representation",
         better="higher",
-        n=len(right),
+        n=right.shape[1],
         note=f"label-trained: on up to {images:,} images of train for {epochs} epochs; recipe {config.recipe}, its "
         f"rate chosen from {len(fitted.scores)} on held-out train; the network is frozen",
     )

@@ -32,6 +32,7 @@ SMALL = attentive.Config(
     depth=1,
     heads=2,
     side=4,
+    seeds=1,
 )
 
 
@@ -89,6 +90,16 @@ def test_a_head_finds_what_a_linear_probe_cannot(tmp_path):
     assert heads["attention_top1"].value > 95 and heads["fusion_top1"].value > 100 / CLASSES + 25
     assert set(heads) == {"linear_top1", "attention_top1", "fusion_top1"} and heads["fusion_top1"].n == 120
     assert "label-trained" in heads["fusion_top1"].note
+
+
+def test_every_seed_is_another_training_at_the_chosen_rate(tmp_path):
+    one, three = record(tmp_path / "one"), record(tmp_path / "three", config=dataclasses.replace(SMALL, seeds=3))
+    assert one.chosen == three.chosen and one.trials == three.trials  # nothing is chosen on the others
+    for name, number in three.numbers.items():
+        assert number.values[0] == one.numbers[name].value and len(number.values) == 3
+        assert number.value == pytest.approx(sum(number.values) / 3)
+    spread = three.numbers["attention_top1"]
+    assert len(set(spread.values)) > 1 and spread.half > 0
 
 
 def test_the_record_says_what_was_tried_and_how_large_the_heads_are(tmp_path):
