@@ -55,7 +55,7 @@ def evaluate(context: Context, config: Config) -> Outcome:
 
     choice = context.choose_tap(config.taps)
     with context.choosing():
-        best, scores, problem, notes = _choose_c(context, config, choice.tap)
+        best, scores, problem, notes = choose_c(context, config, choice.tap)
     values = []
     for repeat in context.repeats(config.seeds, [choice.tap]):
         final, solution = _refit(repeat, choice.tap, problem, best)
@@ -75,7 +75,7 @@ def evaluate(context: Context, config: Config) -> Outcome:
     return Outcome({"linear_top1": number}, chosen, choice.trials + len(scores), notes=notes)
 
 
-def _choose_c(context: Context, config: Config, tap) -> tuple[Solution, dict[str, float], Problem, list[str]]:
+def choose_c(context: Context, config: Config, tap) -> tuple[Solution, dict[str, float], Problem, list[str]]:
     """The solution of the best C, the score (top-1 % on select) of each, the problem on fit, and notes.
 
     Among equal scores the strongest penalty wins.

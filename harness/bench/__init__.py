@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import unknown
 
-BENCHES = ("train", "evals", "startup")
+BENCHES = ("train", "evals", "grid", "startup")
 # Threads that spin while they wait turn a busy neighbour into steps of seconds. Read once, when torch is loaded.
 PASSIVE = ("OMP_WAIT_POLICY", "passive")
 
@@ -31,6 +31,11 @@ def run_bench(
     elif what == "evals":
         os.environ.setdefault(*PASSIVE)
         from harness.bench.evals import bench
+
+        bench(data_dir)
+    elif what == "grid":
+        os.environ.setdefault(*PASSIVE)
+        from harness.bench.grid import bench
 
         bench(data_dir)
     elif what == "startup":

@@ -38,7 +38,7 @@ ONCE, EACH = "features once for both", "each eval its own features"
 
 def bench(data_dir: Path | None, steps: int = STEPS, epochs: int = EPOCHS, rounds: int = ROUNDS) -> None:
     """Print seconds, ratios and accuracies of both pairs, each measured in interleaved rounds."""
-    data = _data(data_dir)
+    data = found_data(data_dir)
     method = _trained(data, steps)
     with ExitStack() as stack:
         stack.enter_context(patched(context, "CHEAP", SUBSET))
@@ -53,7 +53,7 @@ def bench(data_dir: Path | None, steps: int = STEPS, epochs: int = EPOCHS, round
     table("evals", ["what", "seconds", "ratio", "top-1 %"], [*probes, *sharing], notes)
 
 
-def _data(data_dir: Path | None) -> Dataset:
+def found_data(data_dir: Path | None) -> Dataset:
     """CIFAR-10 where it is found, else the digits that ship with scikit-learn."""
     from harness.data import catalog
     from harness.data.dataset import load

@@ -173,11 +173,24 @@ def test_evals_bench_compares_both_pairs_on_digits(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.delenv("HARNESS_DATA", raising=False)
     monkeypatch.setattr(evals, "SUBSET", {"fit": 100, "select": 40, "test": 60})
-    monkeypatch.setattr(evals, "_data", lambda data_dir: _digits())
+    monkeypatch.setattr(evals, "found_data", lambda data_dir: _digits())
     evals.bench(tmp_path, steps=1, epochs=1, rounds=1)
     said = capsys.readouterr().out
     assert "100 fit, 40 select, 60 test" in said
     for row in (evals.CACHED, evals.ONLINE, evals.ONCE, evals.EACH):
+        assert row in said
+
+
+def test_grid_bench_compares_the_grid_with_passes_and_with_runs_of_cells(monkeypatch: pytest.MonkeyPatch, capsys):
+    from harness.bench import evals, grid
+
+    monkeypatch.setattr(grid, "SUBSET", {"fit": 60, "select": 20, "test": 20})
+    monkeypatch.setattr(grid, "CHOICE", 30)
+    monkeypatch.setattr(evals, "found_data", lambda data_dir: _digits())
+    grid.bench(None, rounds=1, memory=False)
+    said = capsys.readouterr().out
+    assert "60 fit, 20 select, 20 test images, 30 of fit" in said and "blocks x 3 levels" in said
+    for row in (grid.PASSES, grid.GRID, grid.CELLS):
         assert row in said
 
 
