@@ -8,10 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 CHARGED = ("prepare", "train")
 SHOWN = ("compile", "checkpoint", "select", "evaluate", "sample", "lost", "wait")
 ACCOUNTS = CHARGED + SHOWN
+
+
+@dataclass
+class Aside:
+    """Time that is booked to no account."""
+
+    seconds: float = 0.0
 
 
 class Ledger:
@@ -19,7 +27,7 @@ class Ledger:
 
     def __init__(self, seconds: dict[str, float] | None = None) -> None:
         self.seconds = dict.fromkeys(ACCOUNTS, 0.0) | (seconds or {})
-        self._open: list[str] = []
+        self._open: list[str | Aside] = []
         self._since = 0.0
 
     @contextmanager
@@ -31,6 +39,21 @@ class Ledger:
         self._open.append(name)
         try:
             yield
+        finally:
+            self._book()
+            self._open.pop()
+
+    @contextmanager
+    def outside(self) -> Iterator[Aside]:
+        """Book the time of the `with` block to no account: what many cells share is no one's own.
+
+        What is yielded holds its seconds once the block is over; accounts opened inside keep theirs.
+        """
+        aside = Aside()
+        self._book()
+        self._open.append(aside)
+        try:
+            yield aside
         finally:
             self._book()
             self._open.pop()
@@ -50,5 +73,9 @@ class Ledger:
     def _book(self) -> None:
         now = time.perf_counter()
         if self._open:
-            self.seconds[self._open[-1]] += now - self._since
+            at, passed = self._open[-1], now - self._since
+            if isinstance(at, Aside):
+                at.seconds += passed
+            else:
+                self.seconds[at] += passed
         self._since = now

@@ -85,3 +85,27 @@ def test_an_unknown_account_is_refused_with_the_known_ones() -> None:
     book = Ledger()
     with pytest.raises(KeyError, match=r"no account 'training'.*prepare, train"), book.account("training"):
         pass
+
+
+def test_time_outside_is_no_accounts_and_is_told(clock: Clock) -> None:
+    book = Ledger()
+    with book.account("evaluate"):
+        clock.now += 1
+        with book.outside() as shared:
+            clock.now += 30
+            with book.account("sample"):
+                clock.now += 2
+            clock.now += 4
+        clock.now += 3
+    assert {n: s for n, s in book.snapshot().items() if s} == {"evaluate": 4, "sample": 2}
+    assert shared.seconds == 34
+
+
+def test_outside_ends_when_its_block_fails(clock: Clock) -> None:
+    book = Ledger()
+    with book.account("evaluate"):
+        with pytest.raises(ValueError, match="boom"), book.outside() as shared:
+            clock.now += 5
+            raise ValueError("boom")
+        clock.now += 2
+    assert (book.snapshot()["evaluate"], shared.seconds) == (2, 5)
