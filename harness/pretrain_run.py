@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from harness import checkpoint, machine, store
+from harness import checkpoint, energy, machine, peak, store
 from harness.budget import Meter
 from harness.config import plain
 from harness.display import Display
@@ -24,6 +24,7 @@ def pretrain_run(
     job: Job, folder: RunFolder, before: RunRecord | None, display: Display, stopper: Stopper
 ) -> RunRecord:
     """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when stopped."""
+    peak.stated()  # a setting that is no number is refused before any work
     record = _opening(job, before)
     store.write(folder.record, record)
     machine.forget_peak_memory()
@@ -48,6 +49,7 @@ def pretrain_run(
         notify=lambda tick: display.tick(job.label, tick),
         say=lambda line: display.say(f"{job.label}: {line}"),
         should_stop=lambda: stopper.asked,
+        energy=energy.EnergyMeter(energy.counters(device)),
     )
     display.phase(job.label, "starting" if before is None else "going on")
     state, message = "finished", None
@@ -124,15 +126,28 @@ def _closing(record: RunRecord, work: Pretraining, method: Method, state: str, m
 def _cost(work: Pretraining, method: Method, before: Cost | None) -> Cost:
     trained = [p for p in method.parameters() if p.requires_grad]
     train_s = work.ledger.snapshot()["train"]
+    img_s = work.train_img / train_s if train_s > 0 else None
+    flop_train = work.flop_per_image.get("train", work.flop_per_image[work.stage.name])
+    peak_flop_s = _peak_flop_s(work)
     method.eval()
     flop_features, parameters_features = flops.feature_cost(method, method.taps()[0], work.rng.to(work.device))
     return Cost(
         parameters=sum(p.numel() for p in trained),
         parameters_features=parameters_features,
         parameters_frozen=sum(p.numel() for p in method.parameters() if not p.requires_grad),
-        flop_train_img=work.flop_per_image.get("train", work.flop_per_image[work.stage.name]),
+        flop_train_img=flop_train,
         flop_features_img=flop_features,
-        img_s=work.train_img / train_s if train_s > 0 else None,
+        img_s=img_s,
+        mfu=flop_train * img_s / peak_flop_s if img_s and peak_flop_s else None,
+        peak_flop_s=peak_flop_s,
         peak_memory_bytes=max(machine.peak_memory_bytes(), before.peak_memory_bytes or 0 if before else 0),
+        energy_j=work.energy.joules(),
+        energy_source=work.energy.source,
         outside_share=work.outside_share(),
     )
+
+
+def _peak_flop_s(work: Pretraining) -> float | None:
+    """Of all the run's devices; a processor has one only where the user states it."""
+    one = peak.peak_flop_s(machine.device_name(), work.stage.precision, peak.rounds_to_tf32())
+    return None if one is None else one * work.devices

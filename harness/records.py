@@ -49,9 +49,11 @@ class Cost(Model):
     flop_train_img: float | None  # forward and backward per image, mean over the budget; None: trained elsewhere
     flop_features_img: float  # forward of the default features per image
     img_s: float | None = None  # images per second of train time
-    mfu: float | None = None
+    mfu: float | None = None  # share of `peak_flop_s` that forward and backward used in train time
+    peak_flop_s: float | None = None  # of all devices together, in the run's precision; None: nobody states it
     peak_memory_bytes: int | None = None
-    energy_j: float | None = None
+    energy_j: float | None = None  # of charged time, gross; None where any part of it was not readable
+    energy_source: str | None = None  # the counters it is the sum of
     outside_share: float | None = None  # of charged time outside forward, backward, optimizer step
 
 

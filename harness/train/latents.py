@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
     if again and stored is not None:
         return checkpoint.load_snapshot(stored)["latents"].to(run.device)
     begin = time.perf_counter()
-    latents = encode(run.method, images, views, run.device, run.prepared_in)
+    latents = encode(run.method, images, views, run.device, run.prepared_in, run.energy.keep_up)
     run.worked_s += time.perf_counter() - begin
     checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
     return latents
@@ -60,7 +61,14 @@ def encoding_flop(method: Method, images: Tensor, views: list[bool], device: tor
 
 
 @torch.no_grad()
-def encode(method: Method, images: Tensor, views: list[bool], device: torch.device, precision: str) -> Tensor:
+def encode(
+    method: Method,
+    images: Tensor,
+    views: list[bool],
+    device: torch.device,
+    precision: str,
+    after_chunk: Callable[[], object] = lambda: None,
+) -> Tensor:
     """[V, n, ...] float32 of uint8 `images` [n, ...].
 
     In the precision that what encodes was trained in; a method that borrows its encoder holds it to float32.
@@ -74,4 +82,5 @@ def encode(method: Method, images: Tensor, views: list[bool], device: torch.devi
                 if whole is None:
                     whole = part.new_empty(len(views), len(images), *part.shape[1:])
                 whole[view, start : start + len(part)] = part
+                after_chunk()
     return whole

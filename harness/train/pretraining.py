@@ -6,7 +6,8 @@ Whatever is killed, the same call goes on from the last checkpoint; what it has 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,8 +19,9 @@ from harness import checkpoint
 from harness.budget import Budget, Meter, images_left
 from harness.data.batches import Batches
 from harness.data.dataset import Part
+from harness.energy import EnergyMeter
 from harness.errors import HarnessError
-from harness.ledger import Ledger
+from harness.ledger import CHARGED, Ledger
 from harness.method import Method, Objective
 from harness.rng import Rng
 from harness.store import RunFolder
@@ -54,6 +56,7 @@ class Pretraining:
     say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
     ledger: Ledger = field(default_factory=Ledger)
+    energy: EnergyMeter = field(default_factory=EnergyMeter)  # of the charged accounts
 
     # what the meter counts besides time
     step: int = 0
@@ -87,7 +90,7 @@ class Pretraining:
             preparation.objective.requires_grad_(False)
         if self.stage is not None:
             self.worked_s += self.stage.timing.of(self.stage.step)
-        with self.ledger.account("prepare"):
+        with self._account("prepare"):
             latents = cached_latents(self, again=self._resumed_in("train"))
         self._run_stage("train", self.method, 1.0, self.batch_size, latents)
 
@@ -98,7 +101,7 @@ class Pretraining:
     def _run_stage(
         self, name: str, objective: Objective, ends_at: float, batch_size: int, latents: Tensor | None = None
     ) -> None:
-        with self.ledger.account("compile"):
+        with self._account("compile"):
             self.stage = self._build(name, objective, ends_at, batch_size, latents)
             self.stage.warm_up()
         if self._resumed_in(name):
@@ -110,7 +113,7 @@ class Pretraining:
             self._save()
         self._refuse_empty(name)
         self._logged_img, self._logged_at = self.img, time.perf_counter()
-        with self.ledger.account(name):
+        with self._account(name):
             run_stage(self.stage, self.spent, self._after_step)
         self._refuse_overspent(name)
         if self.budget.is_time and name == "train" and abs(self.spent() - 1) > WITHIN:
@@ -195,6 +198,12 @@ class Pretraining:
 
     # -- clock ----------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _account(self, name: str) -> Iterator[None]:
+        """Seconds to the account, and joules to the sum where the account is charged."""
+        with self.ledger.account(name), self.energy.counting(name in CHARGED):
+            yield
+
     def meter(self) -> Meter:
         seconds = self.ledger.charged_s()
         return Meter(
@@ -244,6 +253,7 @@ class Pretraining:
     def _log(self, share: float, now: float) -> None:
         stage = self.stage
         stage.check_finite()
+        self.energy.keep_up()
         img_s = (self.img - self._logged_img) / (now - self._logged_at)
         self._logged_img, self._logged_at = self.img, now
         charged = self.ledger.charged_s()
@@ -269,7 +279,7 @@ class Pretraining:
         return [s for s in self.settings.snapshots if s <= share and s not in self.snapshots]
 
     def _snapshot(self, share: float) -> None:
-        with self.ledger.account("checkpoint"):
+        with self._account("checkpoint"):
             checkpoint.save_snapshot(self.folder.snapshots, share, self.stage.weights())
         self.snapshots[share] = vars(self.meter())
 
@@ -277,7 +287,7 @@ class Pretraining:
         if self.stage.step:
             # Before the account opens: a GPU's queued work belongs to training. And never save broken weights.
             self.stage.check_finite()
-        with self.ledger.account("checkpoint"):
+        with self._account("checkpoint"):
             payload = {
                 "method": self.method.state_dict(),
                 "stage": self.stage.state(),
@@ -287,6 +297,7 @@ class Pretraining:
                 "prepared_in": self.prepared_in,
                 "worked_s": self.worked_s,
                 "ledger": self.ledger.snapshot(),
+                "energy": self.energy.state(),
             }
             checkpoint.save(self.folder.checkpoints, self.step, payload)
             self._saved_at = time.perf_counter()
@@ -302,6 +313,7 @@ class Pretraining:
             self.flop_per_image = payload["flop_per_image"]
             self.prepared_in = payload["prepared_in"]
             self.worked_s = payload["worked_s"]
+            self.energy.restore(payload.get("energy"))
             for name, seconds in payload["ledger"].items():
                 self.ledger.add(name, seconds)
             self._resumed = payload
