@@ -89,8 +89,11 @@ def environment(precision: str, compiled: bool) -> Environment:
     )
 
 
-def forget_peak_memory() -> None:
-    """Start a new peak, so that the peak of one run is not that of the run before it in the same process."""
+def forget_peak_memory() -> bool:
+    """Start a new peak, so that the peak of one run is not that of the run before it in the same process.
+
+    Whether that worked: elsewhere than on a GPU or Linux the peak stays the process's own, an upper bound.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc: give back what earlier runs freed
         ctypes.CDLL(None).malloc_trim(0)
@@ -99,7 +102,8 @@ def forget_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
     except OSError:
-        return  # elsewhere the peak is the process's own, which is an upper bound
+        return torch.cuda.is_available()
+    return True
 
 
 def peak_memory_bytes() -> int:
@@ -107,7 +111,19 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
+        return _of_process("VmHWM")
+    except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_bytes() -> int:
+    """Memory in use now, counted as `peak_memory_bytes` counts it. Raises OSError where the system does not tell."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _of_process("VmRSS")
+
+
+def _of_process(field: str) -> int:
+    """Bytes of a field of Linux's process status. Raises OSError where there is none."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from harness.budget import parse_budget
 from harness.errors import HarnessError
 from harness.method import SIZES
-from harness.records import Cell, EvalRecord, RunRecord
+from harness.records import Cell, Environment, EvalRecord, RunRecord
 from harness.report.format import MISSING
 from harness.train.settings import UNKEYED
 
@@ -123,6 +123,8 @@ def of_eval(record: EvalRecord, table: str) -> Conditions:
     }
     if record.common is not None:
         own["protocol", "common"] = str(record.common)
+    if table == "cost" and record.environment:  # what was timed rests on the machine that timed it
+        own["timed on", record.eval] = _machine(record.environment)
     others = {("data revision", name): revision for name, revision in record.others.items()}
     return own | others | counts
 
@@ -151,8 +153,11 @@ def describe(key: tuple[str, str], value: str) -> str:
 
 
 def device(run: RunRecord) -> str:
-    env = run.environment
-    return f"{env.devices} × {env.device}, {env.cpu_threads} CPU threads" if env else ""
+    return _machine(run.environment) if run.environment else ""
+
+
+def _machine(env: Environment) -> str:
+    return f"{env.devices} × {env.device}, {env.cpu_threads} CPU threads"
 
 
 def settings(run: RunRecord) -> dict[str, object]:
