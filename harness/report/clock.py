@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from harness.ledger import ACCOUNTS, CHARGED
 from harness.records import Borrowed, Cost, EvalRecord, RunRecord
@@ -30,6 +31,7 @@ class Line:
 
 
 Make = Callable[[Line], Cell]
+T = TypeVar("T")
 
 
 def sections(
@@ -165,28 +167,49 @@ def _measures(lines: Sequence[Line]) -> list[tuple[Column, Make]]:
         ("outside the step, %", "outside share", lambda c: c.outside_share, _percent),
     ]
     reported = [
-        ("MFU, %", "MFU", lambda c: c.mfu, _percent),
-        ("energy, kJ", "energy J", lambda c: c.energy_j, lambda joule: fmt.significant(joule / 1e3)),
+        ("MFU, %", "MFU", lambda c: c.mfu, _percent, _peak),
+        ("energy, kJ", "energy J", lambda c: c.energy_j, lambda joule: fmt.significant(joule / 1e3), _counters),
     ]
     costs = [run.cost for line in lines for run in line.runs if run.cost]
-    chosen = always + [entry for entry in reported if any(entry[2](cost) is not None for cost in costs)]
-    made = [(Column(title, plain or None), _measure(_of_cost(get), show)) for title, plain, get, show in chosen]
+    chosen = [(*entry, lambda c: None) for entry in always]
+    chosen += [entry for entry in reported if any(entry[2](cost) is not None for cost in costs)]
+    made = [
+        (Column(title, plain or None), _measure(_of_cost(get), show, _of_cost(said)))
+        for title, plain, get, show, said in chosen
+    ]
     seen = (Column("images seen"), _measure(lambda run: run.spend.img if run.ledger else None, fmt.count))
     return [*made[:6], seen, *made[6:]]
+
+
+def _peak(cost: Cost) -> str | None:
+    """What the MFU is a share of."""
+    return cost.peak_flop_s and f"of a peak of {fmt.count(cost.peak_flop_s)}FLOP/s"
+
+
+def _counters(cost: Cost) -> str | None:
+    return cost.energy_source and f"of the charged time, idle draw included: {cost.energy_source}"
 
 
 def _percent(share: float) -> str:
     return fmt.fixed(100 * share, 1)
 
 
-def _of_cost(get: Callable[[Cost], float | None]) -> Callable[[RunRecord], float | None]:
+def _of_cost(get: Callable[[Cost], T]) -> Callable[[RunRecord], T | None]:
     return lambda run: get(run.cost) if run.cost else None
 
 
-def _measure(get: Callable[[RunRecord], float | None], show: Callable[[float], str]) -> Make:
+def _measure(
+    get: Callable[[RunRecord], float | None],
+    show: Callable[[float], str],
+    said: Callable[[RunRecord], str | None] = lambda run: None,
+) -> Make:
+    """Means over the runs in which it was measured; `said` of those is noted."""
+
     def make(line: Line) -> Cell:
-        mean = _mean(get(run) for run in line.runs)
-        return Cell() if mean is None else Cell(show(mean), f"{mean:.10g}")
+        known = [run for run in line.runs if get(run) is not None]
+        mean = _mean(map(get, known))
+        notes = tuple(sorted({text for run in known if (text := said(run))}))
+        return Cell() if mean is None else Cell(show(mean), f"{mean:.10g}", notes=notes)
 
     return make
 
