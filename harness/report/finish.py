@@ -51,11 +51,13 @@ def _next(study: Study, paths: list[Path]) -> str:
     return f"next      open {page}, or: python -m harness table {study.path} --format csv"
 
 
-def render_study(study: Study, format: str) -> str:
-    """The study's tables in one format, from the records as they are now."""
+def render_study(study: Study, format: str, target: str | None = None) -> str:
+    """The study's tables in one format, from the records as they are now; `target` as in "linear=40,knn=35"."""
     from harness.report.render import render
     from harness.report.tables import of_study
+    from harness.report.targets import parse
 
+    wanted = () if target is None else parse(target)
     if not (study.path / "runs").is_dir():
         raise HarnessError(f"no runs in {study.path}", "the folder of a study", "python -m harness run makes one")
-    return render(of_study(study), format)
+    return render(of_study(study, wanted=wanted), format)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.files import write_atomic
 from harness.records import EvalRecord, RunRecord
-from harness.report import clock, results
+from harness.report import clock, results, targets
 from harness.report.layout import Section, Table
 from harness.report.sections import gather
 from harness.store import Study
@@ -44,6 +44,10 @@ RESULTS = {  # by the `table` of a Number
     "cost": ("Cost", COST),
 }
 ALWAYS = ("representation", "generation")  # shown also where nothing was measured yet
+TO_TARGET = (
+    "What a run had spent when its quick evals first reached a target, interpolated linearly between snapshots; inf: "
+    f"never within its budget. {SEEDS} {ABSENT}"
+)
 WALL_CLOCK = (
     "Means over seeds; spend against budget from the lowest seed to the highest. Only accounts marked as "
     f"charged count against the budget; untrained networks and references show what their evals took. {ABSENT}"
@@ -51,9 +55,12 @@ WALL_CLOCK = (
 
 
 def build(
-    runs: Iterable[RunRecord], evals: Iterable[EvalRecord], titles: Mapping[str, str] | None = None
+    runs: Iterable[RunRecord],
+    evals: Iterable[EvalRecord],
+    titles: Mapping[str, str] | None = None,
+    wanted: Sequence[targets.Target] = (),
 ) -> list[Table]:
-    """A table for each kind of result that was measured, and the wall-clock.
+    """A table for each kind of result that was measured, one of the price of the targets `wanted`, the wall-clock.
 
     `titles` are the methods' names for print, their plain names by default. Rows stand in one section only when device,
     data revisions, protocol versions and counts of images agree.
@@ -68,11 +75,15 @@ def build(
         for name, (title, caption) in RESULTS.items()
         if name in ALWAYS or name in measured
     ]
+    if wanted:
+        tables.append(("To target", TO_TARGET, targets.sections(trials, wanted, titles)))
     tables.append(("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)))
     return [_table(title, caption, sections, left_out) for title, caption, sections in tables]
 
 
-def of_study(study: Study, titles: Mapping[str, str] | None = None) -> list[Table]:
+def of_study(
+    study: Study, titles: Mapping[str, str] | None = None, wanted: Sequence[targets.Target] = ()
+) -> list[Table]:
     """The tables of the runs that the study's last `run` asked for.
 
     Runs of other settings may lie in the same folder; beside these they would pass for further seeds.
@@ -80,7 +91,7 @@ def of_study(study: Study, titles: Mapping[str, str] | None = None) -> list[Tabl
     asked = set(study.asked().keys)
     runs = [run for run in study.runs() if run.key in asked]
     evals = [record for record in study.evals() if record.key is None or record.key in asked]
-    return build(runs, evals, titles)
+    return build(runs, evals, titles, wanted)
 
 
 def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Path]:

@@ -1,0 +1,186 @@
+"""The price of a quality: device time, FLOP and images until a run's quick evals first reach a target.
+
+A target is set in advance and is the same for every method (AlgoPerf's rule; card evaluation, section 8). Between two
+snapshots the price is interpolated linearly; a run that never reaches the target pays infinitely much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from harness.errors import HarnessError, unknown
+from harness.records import EvalRecord, Number, Spend
+from harness.report import format as fmt
+from harness.report.layout import Cell, Column, Row, Section, hoist_notes
+from harness.report.lines import notes, seeds_text, state
+from harness.report.sections import Conditions, Group, Trial, describe, differences, label, mark, of_eval, of_run, split
+from harness.stats import mean_interval
+
+SIGNS = {"higher": "≥", "lower": "≤"}
+EXAMPLE = "--target linear=40,knn=35"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A value of an eval's first number, or of the number of that key."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """One column: what of the meter it reads, and how it is shown."""
+
+    get: Callable[[Spend], float]
+    title: Callable[[str], str]  # of the unit of time of the column
+    plain: str
+    show: Callable[[float, str], str]
+
+
+PRICES = (
+    Price(lambda at: at.device_s, lambda unit: f"device time, {unit}", "device s", fmt.duration),
+    Price(lambda at: at.flop, lambda unit: "FLOP", "FLOP", lambda value, unit: fmt.count(value)),
+    Price(lambda at: at.img, lambda unit: "images", "images", lambda value, unit: fmt.count(value)),
+)
+
+
+def parse(text: str) -> tuple[Target, ...]:
+    """`"linear=40,knn=35"` as targets. Raises HarnessError for what is no name and number."""
+    found = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = word.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name.strip() or not math.isfinite(value):
+            raise HarnessError(f"the target {word!r}", "the name of an eval and a number", EXAMPLE)
+        found.append(Target(name.strip(), value))
+    if not found:
+        raise HarnessError("no target", "the name of an eval and a number", EXAMPLE)
+    return tuple(dict.fromkeys(found))
+
+
+def sections(trials: Sequence[Trial], targets: Sequence[Target], titles: Mapping[str, str]) -> tuple[Section, ...]:
+    """Raises HarnessError for a target that no quick eval has a number for."""
+    known = {name: None for t in trials for r in t.evals if r.cheap for name in (r.eval, *r.numbers)}
+    if not known:
+        raise HarnessError("no snapshots were evaluated", "quick evals of snapshots", "python -m harness eval STUDY")
+    for target in targets:
+        if target.name not in known:
+            raise unknown("target", target.name, known, EXAMPLE)
+    groups = split(trials, lambda trial: _conditions(trial, targets))
+    return tuple(_section(group, targets, titles) for group in groups)
+
+
+def _number(record: EvalRecord, target: Target) -> Number | None:
+    if record.eval == target.name:
+        return next(iter(record.numbers.values()), None)
+    return record.numbers.get(target.name)
+
+
+def _conditions(trial: Trial, targets: Sequence[Target]) -> Conditions:
+    """Those of the run and of its newest quick evals that the targets read."""
+    found: Conditions = {}
+    for record in reversed(trial.evals):  # the newest is last, and counts
+        for target in targets:
+            number = _number(record, target) if record.cheap else None
+            if number:
+                found = of_eval(record, number.table) | found
+    return found | of_run(trial.run)
+
+
+class Line(NamedTuple):
+    """A row before it has a form: a method with its finished runs, or one run that is not finished."""
+
+    name: str
+    seeds: str
+    notes: tuple[str, ...]
+    done: list[Trial]
+    state: str = ""  # what stands in place of numbers
+
+
+def _section(group: Group, targets: Sequence[Target], titles: Mapping[str, str]) -> Section:
+    lines = [line for trials in group.methods() for line in _lines(trials, group, titles)]
+    columns = [Column("method", numeric=False), Column("seeds")]
+    rows = [[Cell(line.name, notes=line.notes), Cell(line.seeds)] for line in lines]
+    for target in targets:
+        numbers = [n for t in group.trials for r in t.evals if r.cheap and (n := _number(r, target))]
+        if not numbers:
+            continue
+        goal = f"{numbers[0].title} {SIGNS[numbers[0].better]} {target.value:g}"
+        spent = [[_reached(trial, target, group) for trial in line.done] for line in lines]
+        for price in PRICES:
+            unit = fmt.time_unit(price.get(at) for seeds in spent for at in seeds if at)
+            columns.append(Column(f"{goal}: {price.title(unit)}", f"{goal}: {price.plain}"))
+            for row, line, seeds in zip(rows, lines, spent, strict=True):
+                row.append(Cell(line.state) if line.state else _cell(line, seeds, price, unit))
+    said = "; ".join(describe(key, value) for key, value in sorted(group.conditions.items()) if key[0] != "settings")
+    made = [Row("unfinished" if line.state else "method", tuple(row)) for line, row in zip(lines, rows, strict=True)]
+    return hoist_notes(Section(group.heading, said, tuple(columns), tuple(made)))
+
+
+def _lines(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> list[Line]:
+    name, done = label(trials[0], group, titles), [trial for trial in trials if trial.finished]
+    lines = [Line(name + mark(done[0].run), seeds_text(done, trials), notes(done), done)] if done else []
+    for trial in trials:
+        if not trial.finished:
+            said = (trial.run.message,) if trial.run.message else ()
+            title = f"{name}{mark(trial.run)}, seed {trial.run.cell.seed}"
+            lines.append(Line(title, fmt.MISSING, said, [], state(trial)))
+    return lines
+
+
+NEVER = Spend(device_s=math.inf, flop=math.inf, img=math.inf)
+
+
+def _reached(trial: Trial, target: Target, group: Group) -> Spend | None:
+    """The meter where the quick curve first crosses the target; NEVER, or None where there is no curve."""
+    curve: dict[str, tuple[float, Spend]] = {}
+    better = "higher"
+    for record in trial.evals:
+        number = _number(record, target) if record.cheap and record.share is not None else None
+        at = trial.run.snapshots.get(f"{record.share:.4f}") if number else None
+        if number and at and not differences(of_eval(record, number.table), group.conditions):
+            curve[f"{record.share:.4f}"], better = (number.value, at), number.better
+    if not curve:
+        return None
+    sign = 1 if better == "higher" else -1
+    points = [(sign * (value - target.value), at) for _, (value, at) in sorted(curve.items())]
+    if points[0][0] >= 0:
+        return points[0][1]
+    for (below, before), (above, after) in pairwise(points):
+        if above >= 0:
+            return _between(before, after, below / (below - above))
+    return NEVER
+
+
+def _between(before: Spend, after: Spend, way: float) -> Spend:
+    """The meter at `way` in [0, 1] from one snapshot to the next."""
+    pairs = zip(before.model_dump().items(), after.model_dump().values(), strict=True)
+    return Spend(**{name: low + way * (high - low) for (name, low), high in pairs})
+
+
+def _cell(line: Line, spent: Sequence[Spend | None], price: Price, unit: str) -> Cell:
+    """Mean and interval over seeds; one seed that never gets there makes the mean infinite."""
+    known = [price.get(at) for at in spent if at]
+    if not known:
+        return Cell()
+    mean, half = mean_interval(known)
+    text = price.show(mean, unit) + ("" if half is None else f" ± {price.show(half, unit)}")
+    there = sum(map(math.isfinite, known))
+    untrained = sum(
+        at == trial.run.snapshots.get("0.0000") for trial, at in zip(line.done, spent, strict=True) if at is not None
+    )
+    counts = {
+        f"over {len(known)} of {len(spent)} seeds": len(known) < len(spent),
+        f"reached by {there} of {len(known)} seeds": 0 < there < len(known),
+        "reached by the untrained network" + f" of {untrained} of {len(known)} seeds" * (len(known) > 1): untrained > 0,
+    }
+    said = tuple(words for words, holds in counts.items() if holds)
+    return Cell(text, f"{mean:.10g}", None if half is None else f"{half:.10g}", said)
