@@ -256,6 +256,7 @@ def export(
 def table(
     study: StudyDir,
     format: Annotated[str, typer.Option(help="md, csv, tex or html.")] = "md",
+    target: Annotated[str | None, typer.Option(help="What reaching targets cost: linear=40,knn=35.")] = None,
 ) -> None:
     """Make the tables from the stored records; equal records give equal bytes.
 
@@ -264,7 +265,7 @@ def table(
     from harness.report.finish import render_study
     from harness.store import Study
 
-    typer.echo(render_study(Study(study), format), nl=False)
+    typer.echo(render_study(Study(study), format, target), nl=False)
 
 
 @app.command("list")

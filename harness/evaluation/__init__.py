@@ -10,6 +10,7 @@ An eval is a module `evals/<name>.py` (or an entry point in the group `harness.e
 and, where they hold,
 
     FULL_ONLY = True            it is too dear for snapshots, and is not asked for them
+    TRAINED_ONLY = True         its numbers are those of trained weights; untrained ones and references are not asked
     READS                       what of a method's code its numbers rest on, where that is more than NEEDS tells:
                                 methods that share a pre-training and these are evaluated once (harness/shared.py)
 
