@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class Context:
         self._looks_before = len(data.opened)
         self._others: dict[str, Context] = {}
         self._repeats: dict[int, Context] = {}
+        self._loans: dict[str, Loan] = {}
         self._parts: dict[str, Images] = {}
         self._choices: dict[int, Choice] = {}
         self.kept = kept  # the folder of features, so that a killed evaluation goes on; None keeps them in memory
@@ -76,7 +77,7 @@ class Context:
         """A new eval starts; `by` is the name under which it opens the test split."""
         self._by, self._looks_before = by, len(self.data.opened)
         self._door.clear()
-        for other in self._others.values():
+        for other in self.others():
             other.begin(by)
         for again in self._repeats.values():  # the door is theirs too
             again._by = by
@@ -123,13 +124,22 @@ class Context:
             self._others[name] = other
         return self._others[name]
 
+    def borrow(self, data: Any) -> Loan:
+        """Data of another kind than labelled images (masks, boxes), with `spec.name`, `revision`, `opened` and
+        `open_test(by)`: what the record says of them, and their test part. Made once for each data set.
+        """
+        name = data.spec.name
+        if name not in self._loans or self._loans[name].data is not data:
+            self._loans[name] = Loan(data, self._by)
+        return self._loans[name]
+
     def looks(self) -> list[TestOpened]:
         """How the eval that began last opened the test split."""
         return self.data.opened[self._looks_before :]
 
-    def others(self) -> list[Context]:
-        """The contexts of the other data sets that were asked for so far."""
-        return list(self._others.values())
+    def others(self) -> list[Context | Loan]:
+        """The contexts of the other data sets that were asked for so far, and the data that were borrowed."""
+        return [*self._others.values(), *self._loans.values()]
 
     def _extractor(self, below: str | None) -> Features:
         kept = self.kept and InFiles(self.kept / below if below else self.kept)
@@ -207,7 +217,7 @@ class Context:
     @contextmanager
     def choosing(self) -> Iterator[None]:
         """Time spent on a choice, booked to `select`. Raises HarnessError once this eval has opened the test split."""
-        if self._door:
+        if self._door or any(loan.looks() for loan in self._loans.values()):
             raise HarnessError(
                 f"{self._by}: a choice after the test split was opened",
                 "every choice before the one test evaluation",
@@ -244,3 +254,23 @@ class Context:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+class Loan:
+    """Data of another kind that an eval reads beside its own; their test part comes through `open_test` alone."""
+
+    def __init__(self, data: Any, by: str) -> None:
+        self.data = data
+        self.begin(by)
+
+    def begin(self, by: str) -> None:
+        """A new eval starts, as for a context."""
+        self._by, self._looks_before = by, len(self.data.opened)
+
+    def open_test(self) -> Any:
+        """The test part, through the data's own door."""
+        return self.data.open_test(by=self._by)
+
+    def looks(self) -> list[TestOpened]:
+        """How the eval that began last opened the test part."""
+        return self.data.opened[self._looks_before :]
