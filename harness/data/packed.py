@@ -28,6 +28,7 @@ SHA256 = {
     "tinyimagenet100/shard8.npz": "56b76088eb87426f3003b4f7b4b32e9f4415c099a6954c510426063f50be3726",
     "tinyimagenet100/shard9.npz": "d0e22fb433425d8951b37088b6d451328bfa9d860dd08786f30de37efcb0d77e",
     "flowers89/flowers.npz": "eb30e503722196b323dc7aeb9f365c4e5f8ed6653ef21c1b230c101f07c03079",
+    "camvid128/camvid.npz": "71942d7f464c814fd97683222dd1cf6b6898e9c8fd0dfc5203a1d982177ad1ef",
 }
 TRAIN, TEST = "train", "test"
 Parts = list[tuple[str, str]]  # (file, prefix of its arrays)
@@ -51,12 +52,12 @@ def read(found: Found) -> dict[str, Split]:
     ids = _class_ids(found) if name in RANKED else None
     splits = {}
     for which, pieces in parts.items():
-        labels = np.concatenate([_array(found.where / f, f"{prefix}labels") for f, prefix in pieces]).astype(np.int64)
+        labels = np.concatenate([array(found.where / f, f"{prefix}labels") for f, prefix in pieces]).astype(np.int64)
         key = stored.text_digest(digests[f] + prefix for f, prefix in pieces)
         where = ", ".join(dict.fromkeys(str(found.where / f) for f, _ in pieces))
         splits[which] = stored.split(
             labels if ids is None else _renumber(labels, ids, where),
-            lambda pieces=pieces: _encoded(found.where, pieces),
+            lambda pieces=pieces: encoded(found.where, pieces),
             key,
             where,
         )
@@ -74,7 +75,8 @@ def check(path: Path) -> str:
     return digest
 
 
-def _array(path: Path, name: str) -> np.ndarray:
+def array(path: Path, name: str) -> np.ndarray:
+    """One array of the file. Raises HarnessError where it cannot be read."""
     try:
         # Opened here, since np.load leaves a truncated file open.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
@@ -87,7 +89,7 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 def _class_ids(found: Found) -> np.ndarray:
     assert found.where is not None
-    return np.sort(np.concatenate([_array(found.where / f, "class_ids") for f in found.entry.files]))
+    return np.sort(np.concatenate([array(found.where / f, "class_ids") for f in found.entry.files]))
 
 
 def _renumber(labels: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
@@ -97,9 +99,10 @@ def _renumber(labels: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
     return np.searchsorted(ids, labels)
 
 
-def _encoded(folder: Path, pieces: Parts) -> Encoded:
-    blobs = [_array(folder / f, f"{prefix}blob") for f, prefix in pieces]
-    ends = [_array(folder / f, f"{prefix}offsets") for f, prefix in pieces]
+def encoded(folder: Path, pieces: Parts) -> Encoded:
+    """The images of `pieces`, one after another."""
+    blobs = [array(folder / f, f"{prefix}blob") for f, prefix in pieces]
+    ends = [array(folder / f, f"{prefix}offsets") for f, prefix in pieces]
     firsts = np.cumsum([0, *(len(e) - 1 for e in ends)])
 
     def place(i: int) -> tuple[int, int]:
