@@ -28,7 +28,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "cost": {"chunk": 32, "passes": 1, "samples": 1, "seeds": 1},
     "generation": {"samples": 100, "steps": 2, "chunk": 50, "kernel_subsets": 2, "grid": 2},
 }
-OWN_DATA: dict[str, str] = {}
+OWN_DATA: dict[str, str] = {"segmentation": "tests/evals/test_segmentation.py"}
 
 
 @pytest.fixture(scope="module")
