@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.data import stored
-from harness.data.catalog import CIFAR10_FILES, Found
+from harness.data.catalog import CIFAR10_FILES, Found, how_to_get
 from harness.data.packed import TEST, TRAIN
 from harness.data.stored import Split
 from harness.errors import HarnessError
@@ -78,7 +78,7 @@ def _cifar(name: str, files: dict[str, tuple[str, ...]]) -> Callable[[Found], di
         folder = _folder(found)
 
         def whole(which: str) -> object:
-            with _checked(found):
+            with checked(found):
                 return getattr(torchvision.datasets, name)(folder.parent, train=which == TRAIN)
 
         def part(which: str) -> Split:
@@ -100,7 +100,7 @@ def _svhn(found: Found) -> dict[str, Split]:
 
     def part(which: str) -> Split:
         def whole() -> torchvision.datasets.SVHN:
-            with _checked(found):
+            with checked(found):
                 return torchvision.datasets.SVHN(folder, split=which)
 
         path = folder / f"{which}_32x32.mat"
@@ -134,8 +134,8 @@ def _folder(found: Found) -> Path:
     return found.where
 
 
-class _checked:
-    """Turns torchvision's complaint about a checksum or a broken file into an error that says what to do."""
+class checked:
+    """Turns what torchvision or scipy say of a checksum or a broken file into an error that says what to do."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
@@ -144,11 +144,13 @@ class _checked:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError | OSError | ValueError | EOFError | KeyError):
+        from scipy.io.matlab import MatReadError
+
+        if isinstance(error, RuntimeError | OSError | ValueError | EOFError | LookupError | TypeError | MatReadError):
             raise HarnessError(
                 f"wrong checksum or damaged file in {self.found.where} ({error})",
                 f"{self.found.entry.title} as torchvision fetches it",
-                f"delete that folder and type: python -m harness data fetch {self.found.entry.name}",
+                self.found.entry.by_hand or f"delete that folder and type: {how_to_get(self.found.entry)}",
             ) from error
 
 

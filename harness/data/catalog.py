@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import parse_qsl
 
 from harness.errors import HarnessError, unknown
 
 FOLDER = "folder:"
 FOLDER_SIZE = 64
+Metric = Literal["top1", "mean-per-class"]  # the latter where the data set's own papers use it
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,19 @@ class Entry:
     files: tuple[str, ...] = ()  # what such a folder must hold
     holdout: float | None = None  # share kept as test part, by a fixed key, where the makers gave none
     fallback: str | None = None  # the data set that stands in, under its own title, when this one is absent
+    metric: Metric = "top1"
+    by_hand: str = ""  # how it is had where nothing can download it
 
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+CARS_FILES = (
+    "cars_train",
+    "cars_test",
+    "devkit/cars_meta.mat",
+    "devkit/cars_train_annos.mat",
+    "cars_test_annos_withlabels.mat",
+)
 STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin")
 JPEG_NOTE = "lossy copy: not comparable with published CIFAR-10 figures"
 IMAGENET_LICENCE = "ImageNet's terms: non-commercial research and education"
@@ -72,7 +83,32 @@ _ENTRIES = (
           ("tinyimagenet100",), tuple(f"shard{i}.npz" for i in range(10))),
     Entry("flowers89", "Flowers-102 (89 classes)", 3, 64, 89, True, "packed", 1434, 4109,
           "incomplete: not comparable with published Flowers-102 figures; train is the official train and val",
-          "research use", ("flowers89",), ("flowers.npz",)),
+          "research use", ("flowers89",), ("flowers.npz",), metric="mean-per-class"),
+    # Photographs of any size, made 64 px unless another size is asked for (listed.py).
+    Entry("flowers102", "Flowers-102", 3, 64, 102, True, "torchvision:Flowers102", 2040, 6149,
+          "train is the official train and val", "research use",
+          ("flowers-102", "flowers102/flowers-102"), ("jpg", "setid.mat", "imagelabels.mat"),
+          metric="mean-per-class"),
+    Entry("pets", "Oxford-IIIT Pets", 3, 64, 37, True, "torchvision:OxfordIIITPet", 3680, 3669,
+          licence="CC BY-SA 4.0", places=("oxford-iiit-pet", "pets/oxford-iiit-pet"),
+          files=("images", "annotations/trainval.txt", "annotations/test.txt"), metric="mean-per-class"),
+    Entry("dtd", "DTD (textures)", 3, 64, 47, True, "torchvision:DTD", 3760, 1880,
+          "split 1 of its ten; train is its train and val", "research use",
+          ("dtd",), ("dtd/images", *(f"dtd/labels/{part}1.txt" for part in ("train", "val", "test")))),
+    Entry("eurosat", "EuroSAT (RGB)", 3, 64, 10, True, "torchvision:EuroSAT", 21_600, 5400,
+          "every class's fifth part is held out as test", "MIT", ("eurosat",), ("2750",), holdout=0.2),
+    Entry("food101", "Food-101", 3, 64, 101, True, "torchvision:Food101", 75_750, 25_250,
+          places=("food-101", "food101/food-101"), files=("images", "meta/train.json", "meta/test.json")),
+    Entry("cars", "Stanford Cars", 3, 64, 196, True, "torchvision:StanfordCars", 8144, 8041,
+          "its makers took it offline", places=("stanford_cars", "cars/stanford_cars"), files=CARS_FILES,
+          by_hand="its makers took it offline and nothing downloads it: put cars_train/, cars_test/, devkit/ and "
+          "cars_test_annos_withlabels.mat of a copy into DATA/stanford_cars and set HARNESS_DATA (or --data-dir) "
+          "to DATA"),
+    Entry("aircraft", "FGVC-Aircraft", 3, 64, 100, True, "torchvision:FGVCAircraft", 6667, 3333,
+          "its 100 variants; train is the official trainval", "non-commercial research",
+          ("fgvc-aircraft-2013b", "aircraft/fgvc-aircraft-2013b"),
+          ("data/images", "data/variants.txt", "data/images_variant_trainval.txt", "data/images_variant_test.txt"),
+          metric="mean-per-class"),
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -189,4 +225,6 @@ def how_to_get(entry: Entry) -> str:
         return "name a folder that is there: folder:PATH"
     if entry.source == "packed":
         return f"set HARNESS_DATA (or --data-dir) to the folder that holds {entry.places[0]}/{entry.files[0]}"
+    if entry.by_hand:
+        return entry.by_hand
     return f"python -m harness data fetch {entry.name}"

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import arrays, cache, catalog, decode, folder, packed, stored
-from harness.data.catalog import Found
+from harness.data import arrays, cache, catalog, decode, folder, listed, packed, stored
+from harness.data.catalog import Found, Metric
 from harness.data.packed import TEST, TRAIN
 from harness.data.stored import Split
 from harness.method import DataSpec
@@ -54,6 +54,7 @@ class Dataset:
     mirror: bool
     train: Part
     fit_n: int
+    metric: Metric = "top1"  # that its own papers report
     opened: list[TestOpened] = field(default_factory=list)
     _test: Split | None = field(default=None, repr=False)
     _part: Part | None = field(default=None, repr=False)
@@ -93,21 +94,22 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None)
     known = catalog.ENTRIES.get(entry.name)
     title = entry.title if known and known.size == entry.size else f"{entry.title}, {entry.size} px"
     spec = DataSpec(entry.name, entry.channels, entry.size, entry.classes)
-    fit, select = stored.hold_out(train.labels, SELECT_SHARE, "select")
+    fit, select = stored.hold_out(train.labels, SELECT_SHARE, "select", train.where)
     part, digest = _decoded(train, np.concatenate([fit, select]), spec)
     revision = _revision(digest, part, len(fit), test, entry.size)
-    return Dataset(spec, title, revision, entry.mirror, part, len(fit), _test=test)
+    return Dataset(spec, title, revision, entry.mirror, part, len(fit), entry.metric, _test=test)
 
 
 def _splits(found: Found) -> tuple[Split, Split]:
     entry = found.entry
-    read = {"packed": packed.read, "folder": folder.read}.get(entry.source, arrays.read)
+    by_torchvision = listed.read if entry.source in listed.READERS else arrays.read
+    read = {"packed": packed.read, "folder": folder.read}.get(entry.source, by_torchvision)
     splits = read(found)
     if TEST in splits:
         return splits[TRAIN], splits[TEST]
     assert entry.holdout is not None, entry.name
     whole = splits[TRAIN]
-    rest, held = stored.hold_out(whole.labels, entry.holdout, "test")
+    rest, held = stored.hold_out(whole.labels, entry.holdout, "test", whole.where)
     return whole.take(rest), whole.take(held)
 
 

@@ -48,6 +48,8 @@ def _decode(images: Encoded, i: int, channels: int, size: int) -> np.ndarray:
     source = images.get(i)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut their values at 255, and most images be white
+                raise ValueError(f"its pixels are of mode {image.mode}, not of 8 bits a channel")
             return _square(image.convert("RGB" if channels == 3 else "L"), size)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise HarnessError(

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30
 PIECE_BYTES = 1 << 18
+ARCHIVES = (".tar.gz", ".tgz", ".zip")
+# EuroSAT's stands inside torchvision's code. torchvision has no checksum of FGVC-Aircraft; this is other loaders'.
+EUROSAT = (
+    "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+    "c8fa014336c82ac7804f0398fcb19387",
+)
+AIRCRAFT_MD5 = "d4acdd33327262359767eeaa97a4f732"
 TINY_IMAGENET = ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de")
 
 
@@ -32,7 +39,7 @@ class Available(NamedTuple):
     entry: Entry
     status: Literal["embedded", "found", "missing"]
     where: Path | None
-    size_bytes: int | None  # of its files on disk; None for image folders, which would take long to count
+    size_bytes: int | None  # of its files on disk; None for images in folders, which would take long to count
 
 
 class Checked(NamedTuple):
@@ -67,9 +74,9 @@ def available(data_dir: Path | None = None) -> list[Available]:
 
 def _size_bytes(found: Found) -> int | None:
     assert found.where is not None
-    if found.entry.source == "folder":
-        return None
     paths = [found.where / f for f in found.entry.files]
+    if found.entry.source == "folder" or any(path.is_dir() for path in paths):
+        return None
     return sum((p if p.exists() else p.with_name(f"{p.name}.gz")).stat().st_size for p in paths)
 
 
@@ -93,8 +100,8 @@ def fetch(name: str, data_dir: Path | None = None, progress: Progress | None = N
     root = fetch_folder(data_dir) / entry.name
     for remote in remotes:
         _download(remote, root, entry, progress)
-        if remote.path.endswith((".tar.gz", ".zip")):
-            _unpack(root / remote.path, root)
+        if remote.path.endswith(ARCHIVES):
+            _unpack(root / remote.path, (root / remote.path).parent)
     return catalog.resolve(name, fetch_folder(data_dir)).where
 
 
@@ -103,7 +110,7 @@ def _remotes(entry: Entry) -> list[Remote]:
     if entry.name == "tiny-imagenet":
         return [Remote((TINY_IMAGENET[0],), "tiny-imagenet-200.zip", TINY_IMAGENET[1])]
     kind, _, name = entry.source.partition(":")
-    if kind != "torchvision":
+    if kind != "torchvision" or entry.by_hand:
         found = f"{entry.name!r} cannot be downloaded"
         raise HarnessError(found, "a folder that holds it already", catalog.how_to_get(entry))
     import torchvision.datasets
@@ -116,7 +123,21 @@ def _remotes(entry: Entry) -> list[Remote]:
             Remote(tuple(m + file for m in source.mirrors), f"FashionMNIST/raw/{file}", md5)
             for file, md5 in source.resources
         ]
+    if name == "Flowers102":
+        return [_of_makers(f"{source._download_url_prefix}{file}", md5, "flowers-102/")
+                for file, md5 in source._file_dict.values()]  # fmt: skip
+    if name == "OxfordIIITPet":
+        return [_of_makers(url, md5, "oxford-iiit-pet/") for url, md5 in source._RESOURCES]
+    if name == "EuroSAT":
+        return [_of_makers(*EUROSAT)]
+    if name in ("DTD", "Food101", "FGVCAircraft"):
+        return [_of_makers(source._URL, getattr(source, "_MD5", AIRCRAFT_MD5))]
     return [Remote((source.url,), source.filename, source.tgz_md5)]
+
+
+def _of_makers(url: str, md5: str, below: str = "") -> Remote:
+    """A file that keeps its name, in the folder where torchvision's class looks for it."""
+    return Remote((url,), below + url.rpartition("/")[2], md5)
 
 
 def _download(remote: Remote, root: Path, entry: Entry, progress: Progress | None) -> None:
@@ -206,9 +227,10 @@ def _unpack(archive: Path, root: Path) -> None:
 def verify(name: str, data_dir: Path | None = None) -> list[Checked]:
     """Compare every file that has a published checksum. Empty where none has (image folders, digits).
 
+    Of photographs only the archives have one, which lie there if they were fetched.
     Raises HarnessError at the first file that differs.
     """
-    from harness.data import arrays, packed
+    from harness.data import arrays, listed, packed
 
     found = catalog.resolve(name, data_dir)
     where, entry = found.where, found.entry
@@ -218,6 +240,10 @@ def verify(name: str, data_dir: Path | None = None) -> list[Checked]:
         return [Checked(where / f, packed.check(where / f)) for f in entry.files]
     if entry.name == "fashion-mnist":
         return [Checked(where / f, hashlib.sha256(arrays.idx_bytes(where, f)).hexdigest()) for f in entry.files]
+    if entry.source in listed.READERS:
+        remotes = [] if entry.by_hand else _remotes(entry)
+        held = [(folder / r.path, r.md5) for r in remotes for folder in (where, where.parent)]
+        return [_checked(file, md5, entry) for file, md5 in held if file.is_file()]
     return [_checked(where / file, md5, entry) for file, md5 in _published(entry)]
 
 

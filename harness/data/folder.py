@@ -29,11 +29,11 @@ def read(found: Found) -> dict[str, Split]:
     names = class_names(train)
     if not names:
         raise HarnessError(f"no class folders in {train}", "one sub-folder of images for each class")
-    splits = {TRAIN: _split(train, _listing(train, names), names)}
+    splits = {TRAIN: split_of(train, _listing(train, names), names)}
     if train != found.where and (test := _test_folder(found.where, names)) is not None:
         annotated = (test / ANNOTATIONS).is_file()
         listing = _annotated(test, names) if annotated else _listing(test, names)
-        splits[TEST] = _split(test, listing, names)
+        splits[TEST] = split_of(test, listing, names)
     return splits
 
 
@@ -79,7 +79,8 @@ def _annotated(folder: Path, names: Sequence[str]) -> Listing:
     return listing
 
 
-def _split(folder: Path, listing: Listing, names: Sequence[str]) -> Split:
+def split_of(folder: Path, listing: Listing, names: Sequence[str]) -> Split:
+    """The images that `listing` names; their pixels stay closed. Raises HarnessError where one is not there."""
     stats = [_stat(folder / path) for path, _ in listing]
     header = [f"{path}\t{label}\t{s.st_size}" for (path, label), s in zip(listing, stats, strict=True)]
     # A copied folder has other times but is the same data set: times make the cache's key, not the revision.

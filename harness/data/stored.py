@@ -49,17 +49,21 @@ def split(labels: Sequence[int] | np.ndarray, open: Callable[[], Images], key: s
     return Split(numbers, np.arange(len(numbers)), open, key, header or key, where)
 
 
-def hold_out(labels: np.ndarray, share: float, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: np.ndarray, share: float, purpose: str, where: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Positions of (the rest, the held-out part), each ascending: `share` of every class, at least one image.
 
-    Drawn by a fixed key. Raises HarnessError when a class has too few images to be in both.
+    Drawn by a fixed key. Raises HarnessError, naming `where` the images lie, when a class has too few to be in both.
     """
     rng = Rng(SPLIT_KEY).at(purpose)
     held = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise HarnessError(f"class {label} has a single image", f"at least 2, to hold one out for {purpose}")
+            raise HarnessError(
+                f"class {label} has a single image left" + (f" of {where}" if where else ""),
+                f"at least 2, to hold one out for {purpose}",
+                "add images of it, or take the class out",
+            )
         n = max(1, round(share * len(members)))
         held.append(members[rng.permutation(int(label), len(members)).numpy()[:n]])
     positions = np.sort(np.concatenate(held))

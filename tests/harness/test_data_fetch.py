@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from rich.progress import Progress
-from torchvision.datasets import CIFAR10, FashionMNIST
+from torchvision.datasets import CIFAR10, FashionMNIST, FGVCAircraft, Flowers102, OxfordIIITPet
 
 from harness.data import catalog, fetch
 from harness.data.dataset import load
@@ -107,6 +107,71 @@ def test_tiny_imagenet_zip(tmp_path, monkeypatch):
     where = fetch_data("tiny-imagenet", tmp_path / "data")
     assert where == tmp_path / "data/tiny-imagenet/tiny-imagenet-200"
     assert fetch.verify("tiny-imagenet", tmp_path / "data") == []
+
+
+def archived(path, *files):
+    """An archive of empty files."""
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in files:
+                archive.writestr(name, "")
+        return path
+    with tarfile.open(path, "w:gz") as archive:
+        for name in files:
+            archive.addfile(tarfile.TarInfo(name))
+    return path
+
+
+def test_flowers_are_put_where_torchvision_looks(tmp_path, monkeypatch):
+    published = archived(tmp_path / "published/102flowers.tgz", "jpg/image_00001.jpg").parent
+    for name in ("imagelabels.mat", "setid.mat"):
+        (published / name).write_bytes(name.encode())
+    files = {name: (name, md5(published / name)) for name in ("102flowers.tgz", "imagelabels.mat", "setid.mat")}
+    monkeypatch.setattr(Flowers102, "_download_url_prefix", published.as_uri() + "/")
+    monkeypatch.setattr(Flowers102, "_file_dict", files)
+    where = fetch_data("flowers102", tmp_path / "data")
+    assert where == tmp_path / "data/flowers102/flowers-102" and (where / "jpg/image_00001.jpg").is_file()
+    assert len(fetch.verify("flowers102", tmp_path / "data")) == 3
+    (where / "setid.mat").write_bytes(b"other")
+    with pytest.raises(HarnessError, match=r"wrong checksum of .*setid\.mat"):
+        fetch.verify("flowers102", tmp_path / "data")
+
+
+def test_pets_come_in_two_archives(tmp_path, monkeypatch):
+    images = archived(tmp_path / "published/images.tar.gz", "images/Bengal_1.jpg")
+    lists = archived(tmp_path / "published/annotations.tar.gz", "annotations/trainval.txt", "annotations/test.txt")
+    monkeypatch.setattr(OxfordIIITPet, "_RESOURCES", [(p.as_uri(), md5(p)) for p in (images, lists)])
+    assert fetch_data("pets", tmp_path / "data") == tmp_path / "data/pets/oxford-iiit-pet"
+
+
+def test_eurosat_and_aircraft(tmp_path, monkeypatch):
+    zipped = archived(tmp_path / "published/EuroSAT.zip", "2750/River/River_1.jpg")
+    monkeypatch.setattr(fetch, "EUROSAT", (zipped.as_uri(), md5(zipped)))
+    assert fetch_data("eurosat", tmp_path / "data") == tmp_path / "data/eurosat"
+    names = ("images/1.jpg", "variants.txt", "images_variant_trainval.txt", "images_variant_test.txt")
+    packed = archived(tmp_path / "published/a.tar.gz", *(f"fgvc-aircraft-2013b/data/{name}" for name in names))
+    monkeypatch.setattr(FGVCAircraft, "_URL", packed.as_uri())
+    with pytest.raises(HarnessError, match="wrong checksum"):
+        fetch_data("aircraft", tmp_path / "data")
+    monkeypatch.setattr(fetch, "AIRCRAFT_MD5", md5(packed))
+    assert fetch_data("aircraft", tmp_path / "data") == tmp_path / "data/aircraft/fgvc-aircraft-2013b"
+    assert {row.size_bytes for row in fetch.available(tmp_path / "data") if row.entry.name == "aircraft"} == {None}
+
+
+@pytest.mark.parametrize("name", ["flowers102", "pets", "dtd", "eurosat", "food101", "aircraft"])
+def test_every_file_of_photographs_has_an_address_and_a_checksum(name):
+    remotes = fetch._remotes(catalog.ENTRIES[name])
+    assert remotes and all(url.startswith("http") for remote in remotes for url in remote.urls)
+    assert all(len(remote.md5) == 32 for remote in remotes)
+
+
+def test_cars_are_offline_and_that_is_said(tmp_path):
+    with pytest.raises(HarnessError) as error:
+        fetch_data("cars", tmp_path)
+    for word in ("'cars' cannot be downloaded", "its makers took it offline", "DATA/stanford_cars"):
+        assert word in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_downloaded(tmp_path):
