@@ -28,6 +28,7 @@ class RawPixels(Method):
 
     def __init__(self, data: Dataset) -> None:
         super().__init__()
+        self.data, self.config = data.spec, None  # images of other data sets are resized to it (harness/fitted.py)
 
     def taps(self) -> list[Tap]:
         return [Tap("pixels")]

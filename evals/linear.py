@@ -51,28 +51,25 @@ def recipe(size: str) -> Config:
 
 
 def evaluate(context: Context, config: Config) -> Outcome:
-    from harness.evaluation import Outcome, measured
+    from evals._accuracy import accuracies
+    from harness.evaluation import Outcome
 
     choice = context.choose_tap(config.taps)
     with context.choosing():
         best, scores, problem, notes = choose_c(context, config, choice.tap)
-    values = []
+    guesses = []
     for repeat in context.repeats(config.seeds, [choice.tap]):
         final, solution = _refit(repeat, choice.tap, problem, best)
         if not solution.converged:
             notes.append(f"the final probe (C = {best.c:g}) stopped after {solution.steps} steps without converging")
         test = repeat.features([choice.tap], "test")[choice.tap]
-        values.append(_top1(final, solution, test, repeat.labels("test")))
-    number = measured(
-        values,
-        title="linear probe top-1 %",
-        table="representation",
-        better="higher",
-        n=len(test),
-        note=None if context.cheap else NOTE,
+        guesses.append(final.predict(solution, test))
+    note = None if context.cheap else NOTE
+    numbers = accuracies(
+        "linear", "linear probe", guesses, context.labels("test"), context.data, table="representation", note=note
     )
     chosen = {"tap": str(choice.tap), "C": best.c, "tap_scores": choice.scores, "C_scores": scores}
-    return Outcome({"linear_top1": number}, chosen, choice.trials + len(scores), notes=notes)
+    return Outcome(numbers, chosen, choice.trials + len(scores), notes=notes)
 
 
 def choose_c(context: Context, config: Config, tap) -> tuple[Solution, dict[str, float], Problem, list[str]]:

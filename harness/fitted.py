@@ -35,6 +35,8 @@ class Fitted(Method):
 
     def __init__(self, inner: Method, data: DataSpec) -> None:
         super().__init__()
+        if isinstance(inner, Fitted):  # released weights on a further data set: images are resized once
+            inner = inner.inner
         if inner.data.channels != data.channels and (inner.data.channels, data.channels) != (3, 1):
             raise HarnessError(
                 f"a network for images of {inner.data.channels} channel(s), and {data.name} of {data.channels}",

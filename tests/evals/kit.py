@@ -28,6 +28,7 @@ class ToyData:
     test: Part
     title: str = "toy"
     mirror: bool = False
+    metric: str = "top1"
     revision: str = "0123456789abcdef"
     opened: list[TestOpened] = field(default_factory=list)
 
