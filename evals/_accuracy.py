@@ -1,4 +1,4 @@
-"""Accuracies of guessed classes, as Numbers: top-1, and the mean over classes where a data set's own papers report it."""
+"""Accuracies of guessed classes, as Numbers: top-1, and the mean over classes where the data set's papers report it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "cost": {"chunk": 32, "passes": 1, "samples": 1, "seeds": 1},
     "generation": {"samples": 100, "steps": 2, "chunk": 50, "kernel_subsets": 2, "grid": 2},
 }
-OWN_DATA: dict[str, str] = {"segmentation": "tests/evals/test_segmentation.py"}
+OWN_DATA: dict[str, str] = {
+    "segmentation": "tests/evals/test_segmentation.py",
+    "transfer": "tests/evals/test_transfer.py",
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,4 +91,6 @@ def test_an_eval_states_its_rule(name):
         config = plugin.recipe(size)
         assert isinstance(config, plugin.Config) and type(config).__dataclass_params__.frozen
         assert plugin.recipe(size) == config
-    assert any(field.name in ("seeds", "probe") for field in dataclasses.fields(plugin.Config)), "no seeds of its own"
+    assert any(field.name in ("seeds", "probe", "linear") for field in dataclasses.fields(plugin.Config)), (
+        "no seeds of its own"
+    )

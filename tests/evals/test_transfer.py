@@ -162,10 +162,10 @@ def test_each_test_split_is_opened_once_and_recorded(tmp_path):
     assert record.others == {"large": "revision-of-large", "uneven": "revision-of-uneven"}
 
 
-def test_test_labels_change_no_choice(tmp_path):
+def test_a_poisoned_test_part_changes_no_choice(tmp_path):
     def poisoned(make):
         data = make()
-        return replace(data, test=replace(data.test, labels=(data.test.labels + 1) % 3))
+        return replace(data, test=replace(data.test, images=255 - data.test.images, labels=(data.test.labels + 1) % 3))
 
     honest, _ = run(tmp_path / "a")
     lied, _ = run(tmp_path / "b", sets={name: partial(poisoned, make) for name, make in SETS.items()})
