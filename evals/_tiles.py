@@ -24,6 +24,8 @@ from harness.method import Tap, require_taps
 if TYPE_CHECKING:
     from harness.data.masks import Pair, Pairs
     from harness.evaluation import Context
+    from harness.method import Method
+    from harness.rng import Rng
 
 # Shapes: C channels, h height and w width of an image, R rows and Q columns of tiles, N a tile's side, S side of a map,
 # D feature width, T tiles that pass together.
@@ -54,6 +56,28 @@ def joined(maps: Tensor, rows: int, columns: int) -> Tensor:
     """[D, R*S, Q*S] of the maps of an image's tiles [R*Q, D, S, S]."""
     width, side = maps.shape[1:3]
     return maps.view(rows, columns, width, side, side).permute(2, 0, 3, 1, 4).reshape(width, rows * side, -1)
+
+
+def tiled_maps(method: Method, images: Tensor, tap: Tap, side: int, rng: Rng) -> Tensor:
+    """[B, D, R*S, Q*S] float32 of `images` [B, C, R*N, Q*N] in [-1, 1], every tile of `side` px read by itself.
+
+    Gradients are the caller's to forbid. Raises HarnessError for maps of another form or not finite.
+    """
+    height, width = images.shape[2:]
+    if height % side or width % side:
+        raise ValueError(f"{height} x {width} px are no whole number of tiles of {side} px")
+    tiles = torch.cat([cut(image, side) for image in images])
+    (maps,) = method.features(tiles, [tap], rng, dense=True)
+    _require_maps(method, tap, maps, len(tiles))
+    maps = maps.float()
+    if not torch.isfinite(maps).all():
+        raise HarnessError(
+            f"maps of {type(method).__name__} at tap {tap} are not finite",
+            "finite features; the training may have diverged, or bf16 overflowed",
+            "look at the loss in the run's log.jsonl, or evaluate in fp32",
+        )
+    rows, columns = height // side, width // side
+    return torch.stack([joined(some, rows, columns) for some in maps.split(rows * columns)])
 
 
 def network(context: Context) -> tuple[int, int]:
@@ -117,8 +141,7 @@ def _maps(context: Context, taps: Sequence[Tap], key: tuple[str, int], tiles: Te
 def _checked(context: Context, tap: Tap, maps: Tensor, n: int, cap: int) -> Tensor:
     """`maps` as float16 on the CPU. Raises HarnessError for another shape, or a value that it cannot hold."""
     name = type(context.method).__name__
-    if maps.ndim != 4 or len(maps) != n or maps.shape[2] != maps.shape[3]:
-        raise HarnessError(f"{name}.features gave {list(maps.shape)} at tap {tap} for {n} tiles", f"[{n}, D, S, S]")
+    _require_maps(context.method, tap, maps, n)
     maps = maps.detach().float()
     if cap and maps.shape[-1] > cap:
         maps = F.adaptive_avg_pool2d(maps, cap)
@@ -131,6 +154,12 @@ def _checked(context: Context, tap: Tap, maps: Tensor, n: int, cap: int) -> Tens
             "look at the loss in the run's log.jsonl; the training may have diverged",
         )
     return halved
+
+
+def _require_maps(method: Method, tap: Tap, maps: Tensor, n: int) -> None:
+    if maps.ndim != 4 or len(maps) != n or maps.shape[2] != maps.shape[3]:
+        name = type(method).__name__
+        raise HarnessError(f"{name}.features gave {list(maps.shape)} at tap {tap} for {n} tiles", f"[{n}, D, S, S]")
 
 
 def _noise(tap: Tap) -> int:

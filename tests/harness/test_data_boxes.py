@@ -186,7 +186,7 @@ def test_a_part_for_choices_without_boxes_is_refused(root):
 def test_broken_files_are_named(root):
     (root / "train2017/train2017-0001.png").write_bytes(b"no image")
     data = boxes.load(f"coco:{root}")  # images are opened when they are asked for
-    with pytest.raises(HarnessError, match="train2017-0001.png cannot be decoded"):
+    with pytest.raises(HarnessError, match=r"train2017-0001\.png cannot be decoded"):
         data.train.image(1)
     Image.new("RGB", (64, 60)).save(root / "train2017/train2017-0002.png")
     with pytest.raises(HarnessError, match="has 64 x 60 px\n  expected: 64 x 64 px"):
@@ -202,7 +202,7 @@ def test_missing_and_doubled_files_are_named(root, tmp_path):
         boxes.load(f"coco:{root}")
     (root / "annotations/instances_val2014.json").unlink()
     shutil.rmtree(root / "train2017")
-    with pytest.raises(HarnessError, match="no folder of images for instances_train2017.json"):
+    with pytest.raises(HarnessError, match=r"no folder of images for instances_train2017\.json"):
         boxes.load(f"coco:{root}")
     (root / "annotations/instances_val2017.json").unlink()
     with pytest.raises(HarnessError, match="no file of the val part"):
