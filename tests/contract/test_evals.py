@@ -29,6 +29,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "generation": {"samples": 100, "steps": 2, "chunk": 50, "kernel_subsets": 2, "grid": 2},
 }
 OWN_DATA: dict[str, str] = {
+    "detection": "tests/evals/test_detection.py",
     "segmentation": "tests/evals/test_segmentation.py",
     "transfer": "tests/evals/test_transfer.py",
 }
