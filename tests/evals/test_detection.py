@@ -198,6 +198,8 @@ def test_the_noise_at_a_tap_is_an_images_own_and_a_seeds(tiny):
     together, shared = maps(Rng(0), [0, 1, 2]), within(1e9)
     assert torch.equal(maps(Rng(0), [1])[0], together[1])
     assert not torch.equal(maps(Rng(0), [1], shared), maps(Rng(1), [1], shared))
+    clean = _squares.Squares(Sees(), Tap("pooled"), data.train, TILE, 64, Rng(0), within()).maps(torch.arange(3))
+    assert not torch.allclose(together[0] - clean[0], together[1] - clean[1], atol=0.01)
 
 
 def test_the_last_training_is_evaluation_and_the_rest_is_choosing(tiny, tmp_path, monkeypatch):
