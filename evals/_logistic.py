@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.evaluation.choose import standardise, standardiser
+from harness.evaluation.choose import ROWS, standardise, standardiser
 
 # Shapes: n images, D feature width, K classes.
 
@@ -37,11 +37,17 @@ class Problem:
     def __init__(self, features: Tensor, labels: Tensor, classes: int, device: torch.device | str = "cpu") -> None:
         self.mean, self.scale = standardiser(features)
         self.classes, self.labels = classes, labels.to(device)
-        x = self._standardise(features).to(device)
-        spread = (x.T @ x).double() / len(x)
-        variance, self.axes = torch.linalg.eigh(spread.cpu())  # on the CPU, where equal input gives equal bits
+        spread = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=device)
+        for rows in features.split(ROWS):  # a copy of all of them would take as much memory again
+            z = self._standardise(rows).to(device)
+            spread += (z.T @ z).double()
+        # On the CPU, where equal input gives equal bits.
+        variance, self.axes = torch.linalg.eigh(spread.cpu() / len(features))
         self.variance = variance.clamp_min(0).to(device)
-        self.x = x @ self.axes.to(x)
+        self.x = torch.empty(features.shape, device=device)
+        axes = self.axes.to(self.x)
+        for start in range(0, len(features), ROWS):
+            self.x[start : start + ROWS] = self._standardise(features[start : start + ROWS]).to(device) @ axes
 
     def _standardise(self, features: Tensor) -> Tensor:
         """float32 [n, D] with the mean and scale of the training features."""
@@ -77,6 +83,10 @@ class Problem:
         turned = self.axes @ solution.weights[:-1]  # back to standardised coordinates
         logits = torch.addmm(solution.weights[-1].float(), self._standardise(features), turned.float())
         return logits.argmax(dim=1)
+
+    def forget(self) -> None:
+        """Give back the features' memory: nothing is solved here any more, but solutions can be carried on."""
+        self.x = self.x[:0].clone()
 
     def carry(self, solution: Solution, other: Problem) -> Solution:
         """`solution` of this problem as a starting point for `other`, which has other axes."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.data.boxes import BoxData
     from harness.evaluation import Context, Outcome
     from harness.method import DataSpec, Method
@@ -83,7 +85,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
     if context.cheap or not context.method.maps():
         return None
-    data = _load(config)
+    data = _load(config, context.data_dir)
     network, spec = _network(context)
     choice = context.choose_tap(config.taps)
     tap = mapped_tap(choice, context.method.maps())
@@ -104,7 +106,8 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     )
 
 
-def _load(config: Config) -> list[BoxData]:
+def require(config: Config, data_dir: Path | None) -> None:
+    """Raise HarnessError where no data set is named, or one that is named is not here."""
     from harness.data import boxes
     from harness.errors import HarnessError
 
@@ -112,7 +115,16 @@ def _load(config: Config) -> list[BoxData]:
         raise HarnessError(
             "the eval 'detection' has no data set", "images with boxes, in COCO's format", "detection.data=coco:PATH"
         )
-    data = [boxes.load(name) for name in config.data]
+    for name in config.data:
+        boxes.find(name, data_dir)
+
+
+def _load(config: Config, data_dir: Path | None) -> list[BoxData]:
+    from harness.data import boxes
+    from harness.errors import HarnessError
+
+    require(config, data_dir)
+    data = [boxes.load(name, data_dir) for name in config.data]
     names = [named.spec.name for named in data]
     if len(set(names)) < len(names):
         raise HarnessError(f"detection.data names {', '.join(names)}", "data sets of different names")

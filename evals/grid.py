@@ -47,12 +47,15 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     if context.cheap:
         return None
     found = linear.evaluate(context, config.probe)
-    (number,) = found.numbers.values()
     scores = found.chosen["tap_scores"]
     note = f"chosen from all {len(scores)} of the method's taps, where others have more or fewer; {linear.NOTE}"
-    number = number.model_copy(update={"title": "linear probe at the best of all taps top-1 %", "note": note})
+    title = ("linear probe", "linear probe at the best of all taps")
+    numbers = {
+        key.replace("linear", "grid"): number.model_copy(update={"title": number.title.replace(*title), "note": note})
+        for key, number in found.numbers.items()
+    }
     draw(scores, found.chosen["tap"], context.pictures / PICTURE)
-    return replace(found, numbers={"grid_top1": number}, pictures=[PICTURE])
+    return replace(found, numbers=numbers, pictures=[PICTURE])
 
 
 def draw(scores: dict[str, float], chosen: str, path: Path) -> None:

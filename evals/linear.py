@@ -112,6 +112,7 @@ def _refit(context: Context, tap, problem: Problem, best: Solution) -> tuple[Pro
     """The probe of the chosen C on fit and select together, standardised with their statistics."""
     from evals._logistic import Problem
 
+    problem.forget()
     features, labels = context.train_features(tap)
     final = Problem(features, labels, context.data.spec.classes, context.device)
     return final, final.solve(best.c, problem.carry(best, final))

@@ -16,6 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from evals._segments import Examples, Fitted, Head
@@ -66,6 +68,14 @@ def recipe(size: str) -> Config:
     return Config()
 
 
+def require(config: Config, data_dir: Path | None) -> None:
+    """Raise HarnessError where a data set is not here."""
+    from harness.data import layouts
+
+    for name in config.data:
+        layouts.find(name, data_dir)
+
+
 def evaluate(context: Context, config: Config) -> Outcome | None:
     """None on snapshots, for which it is too dear, and for a method without maps."""
     from harness.data import masks
@@ -73,7 +83,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
     if context.cheap or not context.method.maps():
         return None
-    loans = [context.borrow(masks.load(name)) for name in config.data]
+    loans = [context.borrow(masks.load(name, context.data_dir)) for name in config.data]
     learned = [_learn(context, config, loan.data) for loan in loans]  # all choices, before any test part is opened
     found = Outcome({}, {"tap": ", ".join(str(one.choice.tap) for one in learned)}, trials=0)
     for loan, one in zip(loans, learned, strict=True):

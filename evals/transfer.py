@@ -17,6 +17,7 @@ from evals.linear import Config as Linear
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from harness.evaluation import Context, Outcome
     from harness.records import Number
@@ -48,6 +49,14 @@ class Config:
 
 def recipe(size: str) -> Config:
     return Config(data=SMALL if size == "nano" else SUITE, linear=linear.recipe(size))
+
+
+def require(config: Config, data_dir: Path | None) -> None:
+    """Raise HarnessError, which says how to get it, where a data set is not here."""
+    from harness.data import catalog
+
+    for name in config.data:
+        catalog.resolve(name, data_dir)
 
 
 def evaluate(context: Context, config: Config) -> Outcome | None:

@@ -9,12 +9,10 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import store
-from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, said
 from harness.evaluate_run import evaluate_references, evaluate_run
@@ -22,7 +20,7 @@ from harness.files import explain, write_atomic
 from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import RunRecord, StudyRecord
-from harness.resolve import Job, dataset, jobs
+from harness.resolve import Job, jobs
 from harness.shared import adopt
 from harness.signals import Stopper
 from harness.study import Study, build, merge
@@ -69,7 +67,7 @@ def run_study(
         asked = StudyRecord(request=study.asked(), keys=_kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")
         failed: dict[str, Exception] = {}
-        work = _Work(study, place, display, partial(dataset, data_dir=data_dir))
+        work = _Work(study, place, display, data_dir)
         failures = _each(todo, work, lambda job: _pretrained(job, place, display, stopper, failed))
     return place, failures
 
@@ -81,7 +79,7 @@ class _Work:
     study: Study
     place: store.Study
     display: Display
-    load: Callable[[str], Dataset]  # of a data set by its name
+    data_dir: Path | None = None
     force: bool = False  # evaluate also what has a record
 
 
@@ -126,7 +124,7 @@ def evaluate_study(
         released = {run.key for run in place.runs() if run.released}
         strange = [] if only else sorted(set(asked.keys) - released - {job.key for job in todo})
         failures = [f"{key}: not evaluated, its settings, data or interface changed since" for key in strange]
-        work = _Work(study, place, display, partial(dataset, data_dir=data_dir), force)
+        work = _Work(study, place, display, data_dir, force)
         meant = [job for job in todo if not only or job.key in only]
         return failures + _each(meant, work, lambda job: store.read_as(RunRecord, place.run(job.key).record))
 
@@ -149,13 +147,13 @@ def _each(todo: list[Job], work: _Work, pretrained: Callable[[Job], RunRecord]) 
             with _failing(job.label, place.run(job.key), display, failures):
                 record = pretrained(job)
                 if record.state == "finished":
-                    evaluate_run(job, study, place, display, work.load, work.force)
+                    evaluate_run(job, study, place, display, work.data_dir, work.force)
                 else:
                     failures.append(f"{job.label}: {_state_line(record)}")
                 display.done(job.label, _state_line(record))
         for data in {job.cell.dataset: job.data for job in todo}.values():
             with _failing(f"references of {data.spec.name}", place.references(data.spec.name), display, failures):
-                evaluate_references(data, study, place, display, work.load, work.force)
+                evaluate_references(data, study, place, display, work.data_dir, work.force)
     finally:
         display.stop()
     return failures

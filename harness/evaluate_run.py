@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from harness.ledger import Ledger
 from harness.method import Method
 from harness.plugins import load_eval
 from harness.records import EvalRecord, RunRecord
-from harness.resolve import Job, eval_config
+from harness.resolve import Job, dataset, eval_config
 from harness.rng import Rng
 from harness.shared import peers, take_over
 from harness.store import RunFolder
@@ -36,11 +37,15 @@ from harness.study import Study
 
 FULL = (0.0, 1.0)
 STAGING = ".pictures"  # below the records, until their eval has come to its end
-Loader = Callable[[str], Dataset]  # of a data set by its name
 
 
 def evaluate_run(
-    job: Job, study: Study, study_folder: store.Study, display: Display, load: Loader, force: bool = False
+    job: Job,
+    study: Study,
+    study_folder: store.Study,
+    display: Display,
+    data_dir: Path | None = None,
+    force: bool = False,
 ) -> None:
     """Whatever evals of the study this run lacks; all of them anew with `force`, which keeps the old records.
 
@@ -67,7 +72,7 @@ def evaluate_run(
         method = job.build()
         method.load_state_dict(checkpoint.load_snapshot(weights))
         run = store.read_as(RunRecord, folder.record)
-        about = _About(subject, job.data, place, study_folder.cache(), load, run, cheap)
+        about = _About(subject, job.data, place, study_folder.cache(), data_dir, run, cheap)
         where = f" at {share:g} of the budget{quick}"
         failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where)
     _tell(failed)
@@ -125,7 +130,7 @@ class _About:
     data: Dataset
     place: Path  # of the records
     cache: Path
-    load: Loader
+    data_dir: Path | None = None
     run: RunRecord | None = None
     cheap: bool = False
 
@@ -143,7 +148,8 @@ class _About:
             precision=precision,
             ledger=Ledger(),
             run=self.run,
-            load=self.load,
+            load=partial(dataset, data_dir=self.data_dir),
+            data_dir=self.data_dir,
             kept=self._kept(type(method), seed, [str(device), precision]),
         )
 
@@ -206,7 +212,7 @@ def evaluate_as(
     configs: dict[str, Any],
     place: Path,
     cache: Path,
-    load: Loader,
+    data_dir: Path | None = None,
     run: RunRecord | None = None,
     force: bool = False,
 ) -> list[str]:
@@ -219,14 +225,19 @@ def evaluate_as(
     )
     missing = [name for name in configs if name not in done]
     if missing:
-        about = _About(subject, data, place, cache, load, run)
+        about = _About(subject, data, place, cache, data_dir, run)
         seed = subject.cell.seed if subject.cell else 0
         _tell(_run_evals({name: configs[name] for name in missing}, about, build(), seed))
     return missing
 
 
 def evaluate_references(
-    data: Dataset, study: Study, place: store.Study, display: Display, load: Loader, force: bool = False
+    data: Dataset,
+    study: Study,
+    place: store.Study,
+    display: Display,
+    data_dir: Path | None = None,
+    force: bool = False,
 ) -> None:
     """The rows every table needs beside the methods: raw pixels, and real images drawn instead of samples."""
     from evals._references import REFERENCES
@@ -241,6 +252,6 @@ def evaluate_references(
         if not configs:
             continue
         display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(configs)}")
-        about = _About(Subject(reference=title, size=size), data, folder, place.cache(), load)
+        about = _About(Subject(reference=title, size=size), data, folder, place.cache(), data_dir)
         failed |= _run_evals(configs, about, reference(data), 0, f" of {title}, {size}")
     _tell(failed)

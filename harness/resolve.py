@@ -77,7 +77,7 @@ def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
         resolved.append(_job(cell, budget, _config(study, method, cell, data), train, data))
     for name in study.evals:
         for size in study.size:
-            eval_config(study, name, size)
+            require(name, eval_config(study, name, size), data_dir)
     _check_idle_sections(study, resolved[0].data.spec)
     return sorted(resolved, key=lambda job: job.source is not None)  # readers after what they read
 
@@ -120,6 +120,13 @@ def _key(cell: Cell, config: Any, train: TrainConfig, data: Dataset) -> str:
     content = [INTERFACE, cell.model_dump(), plain(config), keyed, data.revision]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"{slug(f'{cell.method}-{cell.dataset}-{cell.size}-{cell.budget}-s{cell.seed}')}-{digest}"
+
+
+def require(name: str, config: Any, data_dir: Path | None) -> None:
+    """Raise HarnessError where the eval lacks something that it needs beside a checkpoint: data sets of its own."""
+    check = getattr(load_eval(name), "require", None)
+    if check is not None:
+        check(config, data_dir)
 
 
 def eval_config(study: Study, name: str, size: str) -> Any:

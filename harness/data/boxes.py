@@ -68,13 +68,12 @@ class BoxData:
         return self._test
 
 
-def load(name: str) -> BoxData:
+def load(name: str, data_dir: Path | None = None) -> BoxData:
     """Read `coco:PATH`; PATH may stand under a data folder. `coco:PATH?drop_empty=1` leaves out boxes without extent.
 
     The test part stays closed. Raises HarnessError for anything that is missing or does not fit together.
     """
-    root, drop_empty = _parse(name)
-    files = {part: _annotation_file(root, part) for part in ("train", "val")}
+    root, drop_empty, files = find(name, data_dir)
     train, names = coco.read(root, files["train"], drop_empty, None)
     if len(train) < 2:
         raise HarnessError(f"{files['train']} lists a single image", "at least 2, to hold one out for select")
@@ -89,7 +88,13 @@ def load(name: str) -> BoxData:
     return found
 
 
-def _parse(name: str) -> tuple[Path, bool]:
+def find(name: str, data_dir: Path | None = None) -> tuple[Path, bool, dict[str, Path]]:
+    """The folder of `coco:PATH`, whether boxes without extent are left out, and the annotations of train and val."""
+    root, drop_empty = _parse(name, data_dir)
+    return root, drop_empty, {part: _annotation_file(root, part) for part in ("train", "val")}
+
+
+def _parse(name: str, data_dir: Path | None) -> tuple[Path, bool]:
     path, _, query = name.removeprefix(PREFIX).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     for key in options:
@@ -98,7 +103,7 @@ def _parse(name: str) -> tuple[Path, bool]:
     if not name.startswith(PREFIX) or not path or options.get("drop_empty", "0") not in ("0", "1"):
         raise HarnessError(f"cannot read {name!r}", f"{PREFIX}PATH or {PREFIX}PATH?drop_empty=1")
     given = Path(path).expanduser()
-    tried = [given, *(folder / given for folder in catalog.data_folders())]
+    tried = [given, *(folder / given for folder in catalog.data_folders(data_dir))]
     for root in tried:
         if root.is_dir():
             return root.resolve(), options.get("drop_empty") == "1"

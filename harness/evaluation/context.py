@@ -52,6 +52,7 @@ class Context:
         ledger: Ledger | None = None,
         run: RunRecord | None = None,
         load: Callable[[str], Dataset] | None = None,
+        data_dir: Path | None = None,
         kept: Path | None = None,
     ) -> None:
         if method.training:
@@ -62,6 +63,7 @@ class Context:
         self.ledger = ledger or Ledger()
         self.run = run  # whose weights they are; None for a reference row
         self._load = load
+        self.data_dir = data_dir  # where data are looked for; None: the usual places
         self._by = "nobody"
         self._door: list[Images] = []  # the test part once it is open; shared by all repeats
         self._looks_before = len(data.opened)

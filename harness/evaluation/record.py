@@ -85,7 +85,8 @@ def evaluate(
         return None
     _require_finite(name, outcome)
     after = context.ledger.snapshot()
-    read = [other for other in context.others() if other.looks()]
+    # Of the run's own data set, read as another, the looks are in the first list already.
+    read = [other for other in context.others() if other.looks() and other.data is not context.data]
     return EvalRecord(
         eval=name,
         protocol=plugin.PROTOCOL,

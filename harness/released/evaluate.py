@@ -11,7 +11,6 @@ import itertools
 import json
 import traceback
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.driver import only_writer
 from harness.errors import CannotWrite, said
-from harness.evaluate_run import Loader, evaluate_as, evaluate_references
+from harness.evaluate_run import evaluate_as, evaluate_references
 from harness.evaluation import Subject, can
 from harness.files import write_atomic
 from harness.fitted import Fitted, FittedDrawing, FittedLabelled
@@ -29,7 +28,7 @@ from harness.plugins import load_eval
 from harness.records import Borrowed, Cell, Cost, Released, RunRecord, StudyRecord
 from harness.released import formats
 from harness.released.formats import Asked, Loaded
-from harness.resolve import dataset, eval_config
+from harness.resolve import dataset, eval_config, require
 from harness.rng import Rng
 from harness.study import RELEASED, Study, slug
 from harness.train import flops
@@ -49,19 +48,18 @@ def evaluate_released(
     `borrowed` is what the user declares that the weights cost elsewhere; with `force` what has a record is done again.
     """
     for name, size in itertools.product(study.evals, study.size):
-        eval_config(study, name, size)  # a typing mistake is answered before any work
+        require(name, eval_config(study, name, size), data_dir)  # a mistake is answered before any work
     loaded = formats.load(asked)
-    load = partial(dataset, data_dir=data_dir)
-    sets = [load(name) for name in study.dataset]
+    sets = [dataset(name, data_dir) for name in study.dataset]
     fitted = [_fitted(loaded, data) for data in sets]
     place = store.Study(out / study.folder_name())
     failures: list[str] = []
     with only_writer(place.path):
         for data, method in zip(sets, fitted, strict=True):
             for size in study.size:
-                row = _Row(loaded, method, data, study, place, display, load, force)
+                row = _Row(loaded, method, data, study, place, display, data_dir, force)
                 failures += row.evaluate(_record(loaded, method, data, size, borrowed))
-            evaluate_references(data, study, place, display, load, force)
+            evaluate_references(data, study, place, display, data_dir, force)
     return place, failures
 
 
@@ -83,7 +81,7 @@ class _Row:
     study: Study
     place: store.Study
     display: Display
-    load: Loader
+    data_dir: Path | None = None
     force: bool = False
 
     def evaluate(self, record: RunRecord) -> list[str]:
@@ -115,7 +113,9 @@ class _Row:
         self.display.phase(label, f"evaluating {', '.join(configs) or 'nothing'}")
         folder, cache = self.place.run(record.key).evals(1.0), self.place.cache()
         run = store.read_as(RunRecord, self.place.run(record.key).record)
-        done = evaluate_as(subject, lambda: self.method, self.data, configs, folder, cache, self.load, run, self.force)
+        done = evaluate_as(
+            subject, lambda: self.method, self.data, configs, folder, cache, self.data_dir, run, self.force
+        )
         cannot = ", ".join(wanted.keys() - configs.keys())
         text = f"evaluated {', '.join(done)}" if done else "nothing was left to do"
         return text + (f"; these weights cannot do: {cannot}" if cannot else "")

@@ -109,7 +109,7 @@ def test_probes_that_did_not_converge_are_noted(tmp_path, monkeypatch):
     assert any(note.startswith("the final probe") for note in record.notes)
 
 
-@pytest.mark.parametrize("odd", [{"taps": 0}, {"c_count": 1}, {"c_low": 0.0}, {"c_low": 2.0, "c_high": 1.0}])
+@pytest.mark.parametrize("odd", [{"taps": -1}, {"c_count": 1}, {"c_low": 0.0}, {"c_low": 2.0, "c_high": 1.0}])
 def test_odd_settings_are_refused(odd):
     with pytest.raises(ValueError, match="must be"):
         linear.Config(**odd)
