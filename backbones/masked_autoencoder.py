@@ -145,6 +145,11 @@ class MaskedAutoencoder(nn.Module):
         error = (self.predict(patches, drop) - self.target(patches)).square().mean(dim=-1)  # [B, N]
         return (error * drop.dropped).sum() / drop.dropped.sum()
 
+    @property
+    def oracle(self) -> str:
+        """What `complete` knows of the patches it predicts, in words."""
+        return "each hidden patch's own mean and deviation" if self.norm_target else ""
+
     def complete(self, patches: Tensor, drop: Drop) -> Tensor:
         """Patches [B, N, P] with the dropped ones predicted from the others.
 

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool2d, interpolate
+
+from harness.errors import HarnessError
 
 
 def patchify(images: Tensor, p: int) -> Tensor:
@@ -56,6 +59,25 @@ def random_drop(noise: Tensor, keep: int) -> Drop:
 def kept_tokens(n: int, ratio: float) -> int:
     """How many of n tokens stay at a mask ratio: truncated as the references do, at least 1 stays and 1 goes."""
     return max(1, min(n - 1, int(n * (1 - ratio)))) if ratio > 0 else n
+
+
+def drop_under(hidden: Tensor, tokens: Tensor) -> Drop:
+    """Drop of `tokens` [B, N, D] those whose square of the map `hidden`, bool [H, W], has a true place."""
+    side = round(tokens.shape[1] ** 0.5)
+    touched = adaptive_max_pool2d(hidden.float()[None], side).flatten().to(tokens.device)
+    if not 0 < touched.sum() < len(touched):
+        raise HarnessError(
+            f"a map that hides {int(touched.sum())} of {len(touched)} patches", "one that hides some and leaves some"
+        )
+    order = touched + torch.arange(len(touched), device=tokens.device) / (2 * len(touched))  # kept ones in image order
+    return random_drop(order.expand(len(tokens), -1), int((touched == 0).sum()))
+
+
+def dropped_pixels(drop: Drop, size: int) -> Tensor:
+    """bool [B, size, size], where the dropped tokens lie in an image of `size` px."""
+    side = round(drop.dropped.shape[1] ** 0.5)
+    places = drop.dropped.float().unflatten(1, (1, side, side))
+    return interpolate(places, size=size, mode="nearest")[:, 0] > 0
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

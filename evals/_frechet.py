@@ -1,166 +1,82 @@
-"""Distances between sets of images: torch-fidelity's extractors and formulas, with nothing written by its caches.
+"""Distances between sets of images by torch-fidelity's formulas, from features that are there already.
 
-The helpers that map features to a metric are called directly (card evaluation, sections 7.4 and 7.5): samples come in
-keyed chunks, and the library's own loaders would draw from the global random state. Features go in as float64,
-because the mean of 50,000 float32 rows is not good to the digits we print.
+The library's helpers that map features to a metric are called directly (card evaluation, sections 7.4 and 7.5): samples
+come in keyed chunks, and the library's own loaders would draw from the global random state and read images from
+folders. Its feature cache is not used either: it is keyed by a name one gives, while ours (`_yardstick.reference`) is
+keyed by the data's revision and the weights' checksum. Features go in as float64, because the mean of 50,000 float32
+rows is not good to the digits we print.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from evals import _standin
 from harness.errors import HarnessError
-from harness.files import write_atomic
 
-if TYPE_CHECKING:
-    from harness.data.dataset import Dataset
+# Shapes: n images, B of a chunk, D feature width, K classes.
 
-# Shapes: n images, B images in a chunk, C channels, H height, W width, D feature width.
-
-INCEPTION, STAND_IN = "inception-v3-compat", "harness-stand-in"
-KEPT = 10_000  # reference features kept for the kernel distance; the statistics are over all
-
-
-class StandInExtractor(FeatureExtractorBase):
-    """The stand-in classifier as torch-fidelity wants it, made from the file of its weights."""
-
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any) -> None:
-        super().__init__(name, features_list)
-        self.net = _standin.load(Path(feature_extractor_weights_path))
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (str(_standin.WIDTH),)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return str(_standin.WIDTH)
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, input: Tensor) -> tuple[Tensor]:
-        return (self.net.features(input),)
-
-
-class Extractor(NamedTuple):
-    """A network that distances are measured in."""
-
-    net: FeatureExtractorBase
-    label: str  # in the column's title
-    checksum: str  # sha256 of the weights' file
-    facts: dict[str, Any]  # for the record
-
-    @property
-    def is_inception(self) -> bool:
-        return self.net.get_name() == INCEPTION
+NEIGHBOUR = 3  # whose distance is the radius of precision and recall (card evaluation, section 7.1)
+MOST = 10_000  # images of each set that precision and recall look at
+ROWS = 2_000  # of the distances between them that are held at once
 
 
 class Statistics(NamedTuple):
-    """What is kept of a set of images."""
+    """The moments of a set of images."""
 
     mean: Tensor  # [D] float64
     covariance: Tensor  # [D, D] float64, with n - 1
-    features: Tensor  # [at most KEPT, D] float64
     n: int
 
 
-def inception(path: Path, device: torch.device | str) -> Extractor:
-    """torch-fidelity's Inception with weights from `path`. Raises HarnessError for a file that is not those."""
-    expected = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
-    next_step = "set the eval's `inception` (or HARNESS_INCEPTION) to that file, or unset it for the stand-in"
-    if not path.is_file():
-        raise HarnessError(f"no Inception weights at {path}", expected, next_step)
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)  # the library itself would run any pickle
-        net = _create(INCEPTION, "2048", path)
-    except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HarnessError(f"{path} holds no Inception weights: {reason}", expected, next_step) from error
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    facts = {"extractor": INCEPTION, "extractor_sha256": checksum}
-    return Extractor(net.to(device), "Inception", checksum, facts)
+class Moments:
+    """Running sums of features, so that a training set of any size passes in chunks."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._shift: Tensor | None = None  # about which is summed; near the mean, so that little cancels
+        self._sum: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def add(self, features: Tensor) -> None:
+        """[B, D]."""
+        x = features.double()
+        if self._shift is None:
+            self._shift = x.mean(dim=0)
+            self._sum, self._squares = torch.zeros_like(self._shift), x.new_zeros(x.shape[1], x.shape[1])
+        x = x - self._shift
+        self.n += len(x)
+        self._sum += x.sum(dim=0)
+        self._squares += x.T @ x
+
+    def statistics(self) -> Statistics:
+        off = self._sum / self.n
+        covariance = (self._squares - self.n * torch.outer(off, off)) / (self.n - 1)
+        return Statistics(self._shift + off, covariance, self.n)
 
 
-def stand_in(data: Dataset, cache: Path, device: torch.device | str) -> Extractor:
-    """The stand-in classifier of a data set, trained now if the cache has none."""
-    if STAND_IN not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(STAND_IN, StandInExtractor)
-    found = _standin.stand_in(data, cache)
-    net = _create(STAND_IN, str(_standin.WIDTH), found.path)
-    facts = {
-        "extractor": found.name,
-        "extractor_sha256": found.checksum,
-        "extractor_train_top1": found.accuracy,
-    }
-    return Extractor(net.to(device), f"{found.name} on {data.spec.name}", found.checksum, facts)
+def statistics(features: Tensor) -> Statistics:
+    """Of [n, D]."""
+    both = fid_features_to_statistics(features.double())
+    return Statistics(torch.from_numpy(both["mu"]), torch.from_numpy(np.atleast_2d(both["sigma"])), len(features))
 
 
-def _create(name: str, layer: str, weights: Path) -> FeatureExtractorBase:
-    with torch.random.fork_rng(devices=[]):  # layers draw initial weights from the global state
-        return create_feature_extractor(
-            name, [layer], cuda=False, feature_extractor_weights_path=str(weights), verbose=False
-        )
-
-
-def features(extractor: Extractor, images: Tensor) -> Tensor:
-    """[B, D] float64 on the CPU, of `images` uint8 [B, C, H, W]; grey images are shown to Inception as colour."""
-    device = next(extractor.net.parameters()).device
-    images = images.to(device)
-    if extractor.is_inception and images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    with torch.no_grad():
-        return extractor.net(images)[0].double().cpu()
-
-
-def guess(extractor: Extractor, images: Tensor) -> Tensor:
-    """The class [B], on the CPU, that the stand-in classifier takes `images` uint8 [B, C, H, W] for."""
-    with torch.no_grad():
-        return extractor.net.net(images.to(next(extractor.net.parameters()).device)).argmax(dim=1).cpu()
-
-
-def statistics(found: Tensor) -> Statistics:
-    """Of features [n, D] float64; the first KEPT rows are kept, so they should be in random order."""
-    both = fid_features_to_statistics(found)
-    covariance = torch.from_numpy(np.atleast_2d(both["sigma"]))
-    return Statistics(torch.from_numpy(both["mu"]), covariance, found[:KEPT].clone(), len(found))
-
-
-def reference(extractor: Extractor, chunks: Iterable[Tensor], path: Path | None) -> Statistics:
-    """The statistics of a set of real images given in `chunks`, read from `path` where it exists."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
-
-    if path is not None and path.exists():
-        try:
-            held = load_file(path)
-            return Statistics(held["mean"], held["covariance"], held["features"], int(held["n"]))
-        except (SafetensorError, KeyError) as error:
-            raise HarnessError(
-                f"the cached reference statistics {path} cannot be read: {error}",
-                "a file as the harness wrote it",
-                "delete it and repeat the command",
-            ) from error
-    found = statistics(torch.cat([features(extractor, chunk) for chunk in chunks]))
-    if path is not None:
-        tensors = {"mean": found.mean, "covariance": found.covariance, "features": found.features}
-        write_atomic(path, save(tensors | {"n": torch.tensor(found.n)}))
-    return found
+def without(whole: Statistics, part: Statistics) -> Statistics:
+    """The statistics of what is left of a set without a part of it, exactly."""
+    n = whole.n - part.n
+    mean = (whole.n * whole.mean - part.n * part.mean) / n
+    scatter = (whole.n - 1) * whole.covariance - (part.n - 1) * part.covariance
+    for held in (part, Statistics(mean, whole.covariance, n)):
+        off = held.mean - whole.mean
+        scatter = scatter - held.n * torch.outer(off, off)
+    return Statistics(mean, scatter / (n - 1), n)
 
 
 def frechet(a: Statistics, b: Statistics) -> float:
@@ -170,9 +86,64 @@ def frechet(a: Statistics, b: Statistics) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor, subsets: int, size: int, seed: int) -> tuple[float, float]:
-    """Mean and spread over random subsets of the unbiased MMD of features [n, D], cubic kernel (KID's formula)."""
-    size = min(size, len(a), len(b))
+    """Mean and spread over random subsets of the unbiased MMD of features [n, D], cubic kernel (KID's formula).
+
+    Raises HarnessError where a set is smaller than a subset.
+    """
+    if min(len(a), len(b)) < size:
+        raise HarnessError(
+            f"kernel distances over subsets of {size} images, from sets of {len(a)} and {len(b)}",
+            "sets at least as large as a subset",
+            f"generation.kernel_size={min(len(a), len(b))} or less",
+        )
     found = kid_features_to_metric(
-        a, b, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed % 2**32, verbose=False
+        a.double(), b.double(), kid_subsets=subsets, kid_subset_size=size, rng_seed=seed % 2**32, verbose=False
     )
     return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+
+
+def precision_recall(drawn: Tensor, real: Tensor) -> tuple[float, float]:
+    """The share of `drawn` [n, D] in reach of `real` [n, D] and the other way round (Kynkäänniemi et al. 2019).
+
+    Reach is the distance to the third neighbour of the own set. Both sets are cut to equal counts, MOST at most, since
+    reach shrinks with the count. Raises HarnessError for sets without a third neighbour.
+    """
+    n = min(len(drawn), len(real), MOST)
+    if n <= NEIGHBOUR:
+        raise HarnessError(
+            f"precision and recall of {len(drawn)} against {len(real)} images",
+            f"more than {NEIGHBOUR} of each, for each image's neighbour number {NEIGHBOUR}",
+        )
+    found = prc_features_to_metric(
+        drawn[:n].double(),
+        real[:n].double(),
+        prc_neighborhood=NEIGHBOUR,
+        prc_batch_size=ROWS,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+
+
+def score(logits: Tensor, splits: int) -> float:
+    """exp of the mean divergence of each image's classes [n, K] from all images' (Salimans et al. 2016, IS).
+
+    The mean over `splits` consecutive parts. Raises HarnessError for fewer images than parts.
+    """
+    if len(logits) < splits:
+        raise HarnessError(f"a score over {splits} splits of {len(logits)} images", "at least one image in each")
+    return isc_features_to_metric(logits, splits, shuffle=False)[KEY_METRIC_ISC_MEAN]
+
+
+def expected(of: Statistics, n: int, m: int) -> float:
+    """The Frechet distance between n and m independent draws of Gaussian features with this covariance, about.
+
+    To second order in 1/n: of the means trace / n, of the covariances half the sum over pairs of eigenvalues of
+    l_i l_j (1 + [i = j]) / (l_i + l_j) / n, from the Bures distance of a perturbed matrix; and the same for m.
+    """
+    values = torch.linalg.eigvalsh(of.covariance).clamp(min=0)
+    pairs = torch.outer(values, values)
+    pairs = pairs + pairs.diagonal().diag()
+    sums = values[:, None] + values[None, :]
+    covariances = 0.5 * (pairs / sums.clamp(min=torch.finfo(sums.dtype).tiny)).sum()
+    return (values.sum() + covariances).item() * (1 / n + 1 / m)

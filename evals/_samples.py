@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,15 +16,16 @@ from harness.errors import HarnessError
 from harness.files import write_atomic
 
 if TYPE_CHECKING:
+    from evals._extractors import Seen
     from harness.evaluation import Context
 
-# Shapes: n samples, C channels, H height, W width, D feature width.
+# Shapes: n samples, C channels, H height, W width.
 
 
 class Drawn(NamedTuple):
     """What is kept of n samples; the images themselves would not fit at 50,000 large ones."""
 
-    features: Tensor  # [n, D]
+    seen: list[Seen]  # of all n, one for each network
     first: Tensor  # uint8 [at most `shown`, C, H, W]
     distinct: int  # how many of the n images differ; collapse and copies show here
 
@@ -35,24 +36,30 @@ def draw(
     chunk: int,
     steps: int | None,
     shown: int,
-    features: Callable[[Tensor], Tensor],
+    looks: Sequence[Callable[[Tensor], Seen]],
     labels: Tensor | None = None,
     **how: Any,
 ) -> Drawn:
     """`n` samples, `chunk` at a time, each chunk keyed by the index of its first sample; of `labels` [n], where given.
 
-    `how` goes to the method's `sample` as it is.
+    Every one of `looks` is at the same samples. `how` goes to the method's `sample` as it is.
     """
-    rows, first, seen = [], [], set()
+    rows: list[list[Seen]] = [[] for _ in looks]
+    first, different = [], set()
     for start in range(0, n, chunk):
         if labels is not None:
             how["labels"] = labels[start : start + chunk].to(context.device)
         with context.ledger.account("sample"):
             images = _chunk(context, start, min(chunk, n - start), steps, **how)
-        rows.append(features(images))
-        seen |= {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images}
+        for of_one, look in zip(rows, looks, strict=True):
+            of_one.append(look(images))
+        different |= {hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images}
         first.append(images[: max(0, shown - start)])
-    return Drawn(torch.cat(rows), torch.cat(first), len(seen))
+    return Drawn([_joined(of_one) for of_one in rows], torch.cat(first), len(different))
+
+
+def _joined(chunks: list[Seen]) -> Seen:
+    return type(chunks[0])(*(None if some[0] is None else torch.cat(some) for some in zip(*chunks, strict=True)))
 
 
 def _chunk(context: Context, start: int, n: int, steps: int | None, **how: Any) -> Tensor:
@@ -72,12 +79,16 @@ def _chunk(context: Context, start: int, n: int, steps: int | None, **how: Any) 
     return to_uint8(images).cpu()
 
 
-def write_picture(path: Path, images: Tensor, side: int, least_px: int = 64) -> None:
-    """A grid of `images` uint8 [n, C, H, W] as PNG, each enlarged by a whole factor to at least `least_px`."""
+def write_picture(path: Path, images: Tensor, side: int, least_px: int = 64, gap: int = 0) -> None:
+    """A grid of `images` uint8 [n, C, H, W] as PNG, each enlarged by a whole factor to at least `least_px`.
+
+    `gap` white px of the images stand around each.
+    """
     from PIL import Image
 
+    images = torch.nn.functional.pad(images, [gap] * 4, value=255)
     n, channels, height, width = images.shape
-    factor = max(1, -(-least_px // height))
+    factor = max(1, -(-least_px // (height - 2 * gap)))
     rows = -(-n // side)
     blank = torch.zeros(rows * side - n, channels, height, width, dtype=torch.uint8)
     tiles = torch.cat([images, blank]).view(rows, side, channels, height, width)

@@ -55,8 +55,11 @@ class Classifier(nn.Module):
         x = self.shrink(images.to(self.head.weight.dtype) / 127.5 - 1)
         return self.body(x).mean(dim=(2, 3))
 
+    def logits(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        return self.logits(self.features(images))
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -83,7 +86,15 @@ def stand_in(data: Dataset, cache: Path) -> StandIn:
         content = _serialise(*train(data))
         if not path.exists():  # another process may have been faster; its network is the one to use
             write_atomic(path, content)
-    return StandIn(path, hashlib.sha256(path.read_bytes()).hexdigest(), _facts(path)["train_top1"])
+    facts, form = _facts(path), (data.spec.channels, data.spec.size, data.spec.classes)
+    if (facts["channels"], facts["size"], facts["classes"]) != form:
+        raise HarnessError(
+            f"the cached stand-in classifier {path} is for images of {facts['channels']} channel(s), "
+            f"{facts['size']} px and {facts['classes']} classes",
+            f"one for {data.spec.name}: {form[0]} channel(s), {form[1]} px, {form[2]} classes",
+            "delete it and repeat the command; it is trained again in less than a minute",
+        )
+    return StandIn(path, hashlib.sha256(path.read_bytes()).hexdigest(), facts["train_top1"])
 
 
 def load(path: Path) -> Classifier:

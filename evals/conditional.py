@@ -17,7 +17,8 @@ from harness.budget import parse_budget
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evals._frechet import Extractor, Statistics
+    from evals._extractors import Extractor, Seen
+    from evals._frechet import Statistics
     from evals._samples import Drawn
     from harness.evaluation import Context, Outcome
     from harness.method import Method
@@ -62,21 +63,22 @@ def recipe(size: str) -> Config:
 
 def evaluate(context: Context, config: Config) -> Outcome | None:
     """None in a quick context: a distance at fewer samples is another column, and says little."""
-    from evals import _frechet, _samples, _yardstick
+    from evals import _extractors, _frechet, _samples, _yardstick
     from harness.evaluation import Outcome
 
     if context.cheap:
         return None
-    extractor = _yardstick.extractor(context, config.inception)
-    judge = _frechet.stand_in(context.data, context.cache, context.device) if extractor.is_inception else extractor
-    real = _yardstick.reference(context, extractor, "train")
+    [extractor] = _yardstick.extractors(context, [_yardstick.AUTO], config.inception)
+    judge = _extractors.stand_in(context.data, context.cache, context.device) if extractor.is_inception else extractor
+    real = _yardstick.reference(context, extractor, "train").all
     method, facts, notes = _with_labels(context, config)
-    facts |= extractor.facts | {"judge": judge.facts, "steps": config.steps or "the method's own"}
+    facts |= extractor.facts | {"judge": judge.facts, "sampler": method.sampler(config.steps)}
+    notes.append(f"drawn by: {facts['sampler']}")
     numbers: dict[str, Number] = {}
     pictures = []
     for scale in config.guidance:
         drawn, right = _draw(context, config, method, scale, extractor, judge)
-        numbers |= _numbers(config, scale, extractor, judge, _frechet.statistics(drawn.features), real, right)
+        numbers |= _numbers(config, scale, extractor, judge, _frechet.statistics(drawn.seen[0].features), real, right)
         facts[f"at guidance {scale:g}"] = {"distinct": drawn.distinct, "right_by_class": _by_class(context, right)}
         pictures.append(f"conditional-{scale:g}.png")
         shown, columns = _by_rows(drawn.first, context.data.spec.classes, config)
@@ -123,7 +125,7 @@ def _draw(
     """
     import torch
 
-    from evals import _frechet, _samples
+    from evals import _samples
     from harness.evaluation import Context
 
     within = Context(
@@ -139,13 +141,13 @@ def _draw(
     classes = context.data.spec.classes
     labels, guesses = torch.arange(config.samples) % classes, []
 
-    def look(images: Tensor) -> Tensor:
-        guesses.append(_frechet.guess(judge, images))
-        return _frechet.features(extractor, images)
+    def look(images: Tensor) -> Seen:
+        guesses.append(judge.guess(images))
+        return extractor.look(images)
 
     shown = config.columns * classes
     drawn = _samples.draw(
-        within, config.samples, config.chunk, config.steps, shown, look, labels=labels, guidance=scale
+        within, config.samples, config.chunk, config.steps, shown, [look], labels=labels, guidance=scale
     )  # fmt: skip
     return drawn, torch.cat(guesses) == labels
 

@@ -132,6 +132,9 @@ class FittedDrawing(Fitted):
         ]
         return torch.cat(drawn)
 
+    def sampler(self, steps: int | None = None) -> str:
+        return self.inner.sampler(steps)
+
     def _for_data(self, images: Tensor) -> Tensor:
         if self.data.channels < images.shape[1]:
             images = images.mean(dim=1, keepdim=True)

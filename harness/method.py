@@ -130,6 +130,14 @@ class Preparation:
     batch_size: int | None = None  # images a step, over all devices; None is the study's own
 
 
+class Reconstruction(NamedTuple):
+    """Images with what was hidden of them filled in."""
+
+    images: Tensor  # [B, C, H, W] in [-1, 1]: predicted where hidden, as they were elsewhere
+    hidden: Tensor  # bool [B, H, W]
+    knows: str = ""  # what the prediction knows of hidden pixels, for example each patch's own mean and deviation
+
+
 class Method(Objective):
     """A plugin: objective, network, and how it gives features and samples.
 
@@ -213,6 +221,18 @@ class Method(Objective):
 
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
         """`n` images [n, C, H, W] in [-1, 1]; `steps` None means the config's number of sampling steps."""
+        raise NotImplementedError
+
+    def sampler(self, steps: int | None = None) -> str:
+        """How `sample` draws with `steps`, for tables: the rule and its number of steps. "" where nothing is drawn."""
+        return "the method's own sampler" + ("" if steps is None else f", {steps} steps")
+
+    def reconstruct(self, images: Tensor, hide: float | Tensor, rng: Rng) -> Reconstruction:
+        """`images` [B, C, H, W] with part of them hidden from the network and filled in; only masked methods have it.
+
+        `hide` is the share of the patches to hide at random, or a map bool [H, W]: then every patch it touches is
+        hidden.
+        """
         raise NotImplementedError
 
     def labelled(self) -> Method:

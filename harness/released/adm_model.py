@@ -107,6 +107,9 @@ class Adm(Method):
 
     # -- draw -----------------------------------------------------------------------------------------------------
 
+    def sampler(self, steps: int | None = None) -> str:
+        return f"ancestral, {self.config.steps if steps is None else steps} steps"
+
     @torch.no_grad()
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
         """The reference's: respaced ancestral steps with the learned variance, the clean estimate clipped."""

@@ -86,6 +86,10 @@ class DiffusersUnet(Method):
 
     # -- draw -----------------------------------------------------------------------------------------------------
 
+    def sampler(self, steps: int | None = None) -> str:
+        count = steps or self.config.steps or self._usual_steps()
+        return f"{type(self.scheduler).__name__}, {count} steps"
+
     @torch.no_grad()
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
         """As diffusers' pipelines do it, from noise that `rng` gives."""

@@ -46,6 +46,7 @@ class _Builder:
         self.lines += self._of_references(references)
         self._set_rivals()
         self.places = self._places()
+        self.remarks += self._said_of_all()
 
     def section(self) -> Section:
         """The section, with notes that a whole column shares at the column's head."""
@@ -126,6 +127,13 @@ class _Builder:
             elif mine:
                 kept[place] = record
         return kept
+
+    def _said_of_all(self) -> list[str]:
+        """What records say of the whole table: how far real images are from real images, with each network."""
+        if self.table != "generation":
+            return []
+        records = (record for line in self.lines for seed in line.records for record in seed.values())
+        return list(dict.fromkeys(said for record in records for said in record.chosen.get("remarks", [])))
 
     def _set_rivals(self) -> None:
         floor = next((x for x in self.lines if x.kind == "reference" and x.label == FLOOR), None)

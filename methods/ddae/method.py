@@ -245,6 +245,19 @@ class Ddae(Method):
             start_fresh(new.network.unet.class_embedding.weight.data)
         return new
 
+    def sampler(self, steps: int | None = None) -> str:
+        if self.config.objective == "edm":
+            return f"Heun, {self._steps(steps)} steps of two evaluations"
+        return f"{'ancestral' if self.config.layout == 'adm' else 'DDIM'}, {self._steps(steps)} steps"
+
+    def _steps(self, steps: int | None) -> int:
+        """`steps`, or for None the config's."""
+        if steps is not None:
+            return steps
+        if self.config.objective == "edm":
+            return self.config.heun_steps
+        return self.config.sample_steps or (250 if self.config.layout == "adm" else 100)
+
     @torch.no_grad()
     def sample(
         self,
@@ -261,8 +274,7 @@ class Ddae(Method):
             labels = rng.integers("label", self.data.classes, (n,))
         start = rng.normal("start", (n, self.data.channels, self.data.size, self.data.size))
         edm, adm = self.config.objective == "edm", self.config.layout == "adm"
-        if steps is None:
-            steps = self.config.heun_steps if edm else self.config.sample_steps or (250 if adm else 100)
+        steps = self._steps(steps)
         network = self.led(labels, self.config.guidance if guidance is None else guidance)
         if adm:
             return self.ancestral(start, steps, rng, network).clamp(-1, 1)

@@ -190,6 +190,9 @@ class Dit(OnLatents):
             start_fresh(new.network.label_table.weight.data)
         return new
 
+    def sampler(self, steps: int | None = None) -> str:
+        return f"ancestral, {self.config.sample_steps if steps is None else steps} steps"
+
     @torch.no_grad()
     def sample(
         self,

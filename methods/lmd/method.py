@@ -19,7 +19,7 @@ from torch import Tensor
 from backbones.masked_autoencoder import DECODERS, NORM_LEAST, MaskedAutoencoder
 from backbones.on_latents import OnLatents, build_vae
 from backbones.sizes import TRUNKS, Trunk
-from backbones.tokens import Drop, kept_tokens, random_drop
+from backbones.tokens import Drop, drop_under, dropped_pixels, kept_tokens, random_drop
 from backbones.unmasking import Unmasking
 from backbones.vae import VaeConfig
 from harness.errors import HarnessError
@@ -29,6 +29,7 @@ from harness.method import (
     DataSpec,
     Loss,
     Optim,
+    Reconstruction,
     Tap,
     require_taps,
 )
@@ -202,11 +203,18 @@ class Lmd(OnLatents):
         return self.core.features(self._patches(images), taps, dense)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, ratio: float, rng: Rng) -> Tensor:
-        """`images` [B, C, H, H] with a share `ratio` of the latent patches predicted from the rest; with `norm_target`
-        the predicted patches carry the true ones' mean and deviation."""
+    def reconstruct(self, images: Tensor, hide: float | Tensor, rng: Rng) -> Reconstruction:
+        """Hides latent patches, and decodes the whole: what was not hidden has passed the VAE.
+
+        With `norm_target` the predicted patches carry the true ones' mean and deviation.
+        """
         patches = self._patches(images)
-        return self._image(self.core.complete(patches, self._drop(patches, ratio, rng)))
+        drop = drop_under(hide, patches) if isinstance(hide, Tensor) else self._drop(patches, hide, rng)
+        filled = self._image(self.core.complete(patches, drop))
+        return Reconstruction(filled, dropped_pixels(drop, self.data.size), self.core.oracle)
+
+    def sampler(self, steps: int | None = None) -> str:
+        return f"latent patches revealed in random order, {self.config.rounds if steps is None else steps} rounds"
 
     @torch.no_grad()
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:

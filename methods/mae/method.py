@@ -15,10 +15,10 @@ from torch import Tensor
 
 from backbones.masked_autoencoder import DECODERS, NORM_LEAST, MaskedAutoencoder
 from backbones.sizes import TOKENS_ACROSS, TRUNKS, Trunk, patch_size
-from backbones.tokens import kept_tokens, random_drop
+from backbones.tokens import drop_under, dropped_pixels, kept_tokens, random_drop
 from backbones.unmasking import Unmasking
 from harness.errors import HarnessError
-from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Reconstruction, Tap, require_taps
 from harness.rng import Rng
 
 # Shapes: B batch, C channels, H = W image side, N tokens, P numbers in a patch, D encoder width.
@@ -102,11 +102,15 @@ class Mae(Method):
         return self.core.features(self.core.patches(images), taps, dense)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, ratio: float, rng: Rng) -> Tensor:
-        """`images` [B, C, H, W] with a share `ratio` of the patches predicted from the rest; with `norm_pix` the
-        predicted patches carry the true ones' mean and deviation."""
+    def reconstruct(self, images: Tensor, hide: float | Tensor, rng: Rng) -> Reconstruction:
+        """With `norm_pix` the predicted patches carry the true ones' mean and deviation."""
         patches = self.core.patches(images)
-        return self.core.image(self.core.complete(patches, self._drop(patches, ratio, rng))).clamp(-1, 1)
+        drop = drop_under(hide, patches) if isinstance(hide, Tensor) else self._drop(patches, hide, rng)
+        filled = self.core.image(self.core.complete(patches, drop)).clamp(-1, 1)
+        return Reconstruction(filled, dropped_pixels(drop, self.data.size), self.core.oracle)
+
+    def sampler(self, steps: int | None = None) -> str:
+        return f"patches revealed in random order, {self.config.rounds if steps is None else steps} rounds"
 
     def sample(self, n: int, rng: Rng, labels: Tensor | None = None, steps: int | None = None) -> Tensor:
         if labels is not None:

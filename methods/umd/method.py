@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from backbones.diffusion import Diffusion, T
 from backbones.sizes import TOKENS_ACROSS, TRUNKS, patch_size
-from backbones.tokens import Drop, kept_tokens, patchify, random_drop
+from backbones.tokens import Drop, drop_under, dropped_pixels, kept_tokens, patchify, random_drop, unpatchify
 from backbones.umd_vit import Encoded, UmdVit
 from harness.errors import HarnessError
-from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, inherit, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Reconstruction, Tap, inherit, require_taps
 from harness.rng import Rng
 
 # Shapes: B batch, n its noisy part, C channels, H = W image side, L patches, p patch side, D width.
@@ -207,6 +207,20 @@ class Umd(Method):
         side = self.data.size // self.config.patch
         return tokens.mT.unflatten(2, (side, side)) if dense else tokens.mean(dim=1)
 
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, hide: float | Tensor, rng: Rng) -> Reconstruction:
+        """The clean half of the objective: model time 0, dropped patches from the head of clean pixels."""
+        net, patches = self.network, patchify(images, self.config.patch)
+        if isinstance(hide, Tensor):
+            drop = drop_under(hide, patches)
+        else:
+            drop = self._drop(rng.uniform("mask", patches.shape[:2]), hide)
+        cond = net.condition(torch.zeros(len(images), dtype=torch.long, device=images.device))
+        predicted, _ = net.decode(net.fill(net.encode(images, cond, drop), drop), cond)
+        filled = torch.where(drop.dropped[..., None].bool(), predicted.to(patches.dtype), patches)
+        filled = unpatchify(filled, self.config.patch).clamp(-1, 1)
+        return Reconstruction(filled, dropped_pixels(drop, self.data.size))
+
     # -- draw ----------------------------------------------------------------------------------------------
 
     def labelled(self) -> Umd:
@@ -214,6 +228,10 @@ class Umd(Method):
         from methods.umd.labelled import LabelledUmd
 
         return inherit(LabelledUmd.of(self), self)
+
+    def sampler(self, steps: int | None = None) -> str:
+        rule = "ancestral" if self.config.sample_eta == 1 else f"DDIM, eta {self.config.sample_eta:g}"
+        return f"{rule}, {self.config.sample_steps if steps is None else steps} steps"
 
     @torch.no_grad()
     def sample(

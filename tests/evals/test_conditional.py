@@ -235,7 +235,10 @@ def test_a_method_that_saw_labels_is_drawn_from_as_it_is(tmp_path):
     before = {name: value.clone() for name, value in method.state_dict().items()}
     record = run(context(tmp_path, method, data(), ledger=ledger))
     assert record.chosen["finetune"] is None
-    assert record.notes == ["drawn as pre-trained: it saw labels there, and was not fine-tuned"]
+    assert record.notes == [
+        "drawn as pre-trained: it saw labels there, and was not fine-tuned",
+        "drawn by: the method's own sampler",
+    ]
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
 
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evals import _frechet, _samples, _standin, _yardstick, generation
-from evals._references import REFERENCES, RawPixels, RealImages
+from evals import _canary, _extractors, _samples, _standin, _yardstick, generation
+from evals._references import REFERENCES, MeanImage, RawPixels, RealImages
+from harness.data.dataset import load
 from harness.errors import HarnessError
 from harness.evaluation import Subject, can, evaluate
+from harness.ledger import Ledger
 from harness.method import DataSpec
 from harness.rng import Rng
-from tests.evals.golden import A, B
+from harness.stats import mean_interval
+from tests.evals.by_hand import frechet_by_hand, reach_by_hand
 from tests.evals.kit import SIZE, Toy, context, toy_data
 
-CONFIG = generation.Config(samples=150, chunk=64, kernel_subsets=3)
+INCEPTION_PATH = os.environ.get(_yardstick.ENVIRONMENT)  # taken away from the tests, but for one
+CONFIG = generation.Config(samples=150, seeds=1, chunk=64, kernel_subsets=3, kernel_size=100, score_splits=5)
+
+
+@pytest.fixture
+def inception_path():
+    return INCEPTION_PATH
 
 
 @pytest.fixture(autouse=True)
@@ -32,63 +43,67 @@ def run(where, config=CONFIG):
     return evaluate("generation", where, config, subject=Subject(reference="toy"))
 
 
-def of(matrix: np.ndarray) -> _frechet.Statistics:
-    return _frechet.statistics(torch.from_numpy(matrix))
-
-
-def frechet_by_hand(a: np.ndarray, b: np.ndarray) -> float:
-    """The same distance by symmetric square roots, in float64."""
-
-    def root(m):
-        values, vectors = np.linalg.eigh(m)
-        return (vectors * np.sqrt(values.clip(0))) @ vectors.T
-
-    ca, cb = np.cov(a.T), np.cov(b.T)
-    half = root(ca)
-    cross = np.sqrt(np.linalg.eigvalsh(half @ cb @ half).clip(0)).sum()
-    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross
-
-
-def kernel_by_hand(x: np.ndarray, y: np.ndarray) -> float:
-    def k(a, b):
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    m = len(x)
-    within = sum((k(z, z).sum() - np.trace(k(z, z))) / (m * (m - 1)) for z in (x, y))
-    return within - 2 * k(x, y).mean()
-
-
-def test_the_cards_golden_matrix():
-    assert A[0, :3] == pytest.approx([0.48016965, -0.85219179, -0.16019998], abs=1e-8)
-
-
-def test_frechet_golden_and_by_hand():
-    assert _frechet.frechet(of(A), of(B)) == pytest.approx(0.7641210443, abs=1e-9)
-    assert frechet_by_hand(A, B) == pytest.approx(_frechet.frechet(of(A), of(B)), abs=1e-6)
-    assert _frechet.frechet(of(A), of(A)) == pytest.approx(0, abs=1e-9)
-
-
-def test_kernel_golden_and_by_hand():
-    a, b = torch.from_numpy(A), torch.from_numpy(B)
-    mean, spread = _frechet.kernel_distance(a, b, subsets=1, size=1000, seed=1)
-    assert mean == pytest.approx(0.2119170462, abs=1e-9) and spread == 0
-    assert kernel_by_hand(A, B) == pytest.approx(mean, abs=1e-9)
-
-
 def test_the_column_names_network_count_and_reference_and_never_fid(tmp_path):
-    record = run(context(tmp_path), generation.Config(samples=150, references=("train", "test"), kernel_subsets=2))
+    record = run(context(tmp_path), replace(CONFIG, references=("train", "test")))
     name = record.chosen["extractor"]
-    titles = [number.title for number in record.numbers.values()]
-    assert titles == [
-        f"FD ({name} on toy, n=150, train)",
-        f"KD x1000 ({name} on toy, n=150, train)",
-        f"FD ({name} on toy, n=150, test)",
-        f"KD x1000 ({name} on toy, n=150, test)",
-    ]
+    kinds = [("FD", 150), ("KD x1000", 150), ("precision %", 150), ("recall %", 150)]
+    against = [f"{word} ({name} on toy, n={n}, train)" for word, n in kinds]
+    # 120 test images: precision and recall take as many samples as there are real images.
+    against += [f"{word} ({name} on toy, n={min(n, 120) if '%' in word else n}, test)" for word, n in kinds]
+    own = [f"class score ({name} on toy, n=150)", f"copies % ({name} on toy, n=150, fit)"]
+    assert [number.title for number in record.numbers.values()] == ["sampling images/s", *against, *own]
     assert name == f"cnn64-{record.chosen['extractor_sha256'][:4]}"
-    assert "FID" not in record.model_dump_json()
+    assert "FID" not in record.model_dump_json() and "IS (" not in record.model_dump_json()
     assert len(record.test_opened) == 1
-    assert {number.n for number in record.numbers.values()} == {150}
+    assert {number.table for key, number in record.numbers.items() if key != "sampling"} == {"generation"}
+
+
+def test_every_number_is_a_mean_over_sets_of_one_model(tmp_path):
+    where = context(tmp_path)
+    record = run(where, replace(CONFIG, seeds=3))
+    alone = [run(context_of(tmp_path, where, i)).numbers for i in range(3)]
+    for key, number in record.numbers.items():
+        if key != "sampling":
+            assert number.values == [one[key].value for one in alone], key
+            assert (number.value, number.half) == mean_interval(number.values)
+    assert len(set(record.numbers["frechet_train"].values)) == 3 and record.chosen["distinct"] == [150] * 3
+
+
+def shuffled(n):
+    """Which images of toy_data's train are the reference's first `n`."""
+    return Rng(0).permutation("real images of train", 390)[:n]
+
+
+def context_of(folder, where, number):
+    """A context whose first set of samples is the set `number` of `where`, compared over the same subsets."""
+    other = context(folder)
+    repeat = where.repeat(number).rng
+
+    class Other(type(repeat)):
+        def number(self, *keys):
+            return where.rng.number(*keys) if keys == ("kernel",) else super().number(*keys)
+
+    other.rng = Other(repeat.seed, repeat.path, repeat.device)
+    return other
+
+
+def test_cells_say_the_sampler_and_its_steps(tmp_path):
+    class Stepped(Toy):
+        def sampler(self, steps=None):
+            return f"walk, {steps or 9} steps"
+
+    assert "drawn by: walk, 9 steps" in run(context(tmp_path, Stepped())).notes
+    record = run(context(tmp_path, Stepped()), replace(CONFIG, steps=4))
+    assert "drawn by: walk, 4 steps" in record.notes and record.chosen["sampler"] == "walk, 4 steps"
+
+
+def test_throughput_is_that_of_the_account_sample(tmp_path):
+    ledger = Ledger()
+    record = run(context(tmp_path, ledger=ledger), replace(CONFIG, seeds=2))
+    number = record.numbers["sampling"]
+    assert (number.table, number.better, number.n) == ("cost", "higher", 300)
+    assert number.value == pytest.approx(300 / ledger.seconds["sample"], rel=0.01)
+    assert "sampling" not in run(context(tmp_path, RealImages(toy_data()))).numbers, "a reference row draws nothing"
 
 
 def test_the_distance_is_that_of_the_samples_to_all_of_train(tmp_path):
@@ -99,6 +114,8 @@ def test_the_distance_is_that_of_the_samples_to_all_of_train(tmp_path):
     with torch.no_grad():
         fake, real = (net.features(x).double().numpy() for x in (drawn, where.data.train.images))
     assert record.numbers["frechet_train"].value == pytest.approx(frechet_by_hand(fake, real), abs=1e-4)
+    assert record.numbers["precision_train"].value == pytest.approx(100 * reach_by_hand(fake, real[shuffled(150)]))
+    assert record.numbers["recall_train"].value == pytest.approx(100 * reach_by_hand(real[shuffled(150)], fake))
     assert record.numbers["frechet_train"].note == "reference: 390 real images of the train part"
     assert record.test_opened == []
 
@@ -107,10 +124,11 @@ def test_equal_input_gives_equal_bits_from_an_empty_and_from_a_full_cache(tmp_pa
     made = [run(context(tmp_path / name)) for name in ("a", "b", "a")]
     dumps = [record.model_dump(exclude={"ledger"}) for record in made]
     for dump in dumps:
-        del dump["chosen"]["samples_s"]
+        del dump["numbers"]["sampling"]
     assert dumps[0] == dumps[1] == dumps[2]
-    pictures = [(tmp_path / n / "pictures" / generation.PICTURE).read_bytes() for n in "ab"]
-    assert pictures[0] == pictures[1]
+    for name in (generation.PICTURE, generation.NEIGHBOURS):
+        pictures = [(tmp_path / n / "pictures" / name).read_bytes() for n in "ab"]
+        assert pictures[0] == pictures[1]
 
 
 def test_the_global_random_state_is_left_alone(tmp_path):
@@ -123,7 +141,7 @@ def test_the_global_random_state_is_left_alone(tmp_path):
 
 def test_the_picture_shows_the_first_samples_enlarged(tmp_path):
     where = context(tmp_path)
-    record = run(where, generation.Config(samples=100, chunk=10, grid=4, kernel_subsets=2))
+    record = run(where, replace(CONFIG, samples=100, chunk=10, grid=4))
     picture = np.asarray(Image.open(where.pictures / record.pictures[0]))
     assert picture.shape == (4 * 64, 4 * 64)
     first = torch.cat([_samples._chunk(where, s, 10, None) for s in (0, 10)])
@@ -149,7 +167,7 @@ def test_copies_among_the_samples_are_noted(tmp_path):
             return Rng(0).uniform("one", (1, 1, SIZE, SIZE)).expand(n, -1, -1, -1)
 
     record = run(context(tmp_path, Collapsed()))
-    assert record.chosen["distinct"] == 1
+    assert record.chosen["distinct"] == [1]
     assert "only 1 of 150 samples are distinct images" in record.notes
 
 
@@ -171,14 +189,81 @@ def test_samples_that_are_not_finite_are_an_error(tmp_path):
         run(context(tmp_path, Diverged()))
 
 
-@pytest.mark.parametrize("odd", [{"samples": 99}, {"references": ("val",)}, {"chunk": 0}])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"samples": 99},
+        {"references": ("val",)},
+        {"chunk": 0},
+        {"seeds": 0},
+        {"kernel_size": 60_000},
+        {"samples": 1000, "score_splits": 101},
+        {"extractors": ()},
+        {"extractors": ("auto", "auto")},
+    ],
+)
 def test_odd_settings_are_refused(odd):
-    with pytest.raises(ValueError, match=r"fewer than 100|references are|must be positive"):
+    with pytest.raises(ValueError, match=r"fewer than 100|references are|must be|extractors is"):
         generation.Config(**odd)
 
 
 def test_nano_draws_fewer_samples():
-    assert generation.recipe("nano").samples == 1000 and generation.recipe("b").samples == 50_000
+    assert generation.recipe("nano").samples * generation.recipe("nano").seeds < 1000
+    assert generation.recipe("b").samples == 50_000 and generation.recipe("b").seeds == 3
+
+
+def test_a_part_smaller_than_a_metric_needs_is_an_error(tmp_path):
+    with pytest.raises(HarnessError, match=r"subsets of 130 images, from sets of 150 and 120"):
+        run(context(tmp_path), replace(CONFIG, kernel_size=130, references=("train", "test")))
+    assert not (tmp_path / "pictures").exists()
+
+
+# -- what says that the yardstick is right ----------------------------------------------------------------------------
+
+
+def test_the_canary_stands_under_the_table(tmp_path):
+    record = run(context(tmp_path))
+    found = record.chosen["canary"]
+    assert (found["n"], found["others"]) == (150, 240) and 0 < found["frechet"] < 3 * found["expected"]
+    assert record.chosen["remarks"] == [
+        f"canary: 150 images of train against its other 240: FD ({record.chosen['extractor']} on toy) "
+        f"{found['frechet']:.3f}; Gaussian features of this covariance would give about {found['expected']:.3f}; "
+        "3 times that is an alarm"
+    ]
+    assert not any("DO NOT TRUST" in note for note in record.notes)
+
+
+def test_a_reference_that_is_not_one_distribution_raises_the_alarm(tmp_path):
+    where = context(tmp_path)
+    [extractor] = _yardstick.extractors(where, ["cnn64"], None)
+    real = _yardstick.reference(where, extractor, "train")
+    real.features[:150] += 2 * real.features.std(dim=0)
+    check = _canary.canary(extractor, real, 150, "train")
+    assert check.alarm.startswith(f"DO NOT TRUST FD ({extractor.label})") and check.facts["frechet"] > 1
+
+
+def test_half_of_a_part_is_the_most_a_canary_takes(tmp_path):
+    assert run(context(tmp_path), replace(CONFIG, samples=1000, kernel_size=200)).chosen["canary"]["n"] == 195
+
+
+def test_the_known_value_is_looked_at_where_it_is_known(tmp_path):
+    """CIFAR-10 itself and Inception only; with the weights here, it is checked (HARNESS_INCEPTION)."""
+    where = context(tmp_path)
+    [extractor] = _yardstick.extractors(where, ["cnn64"], None)
+    assert _canary.known(where, extractor, _yardstick.reference(where, extractor, "train")) is None
+    assert where.data.opened == []
+
+
+def test_cifar10s_test_images_are_at_the_known_distance(tmp_path, inception_path):
+    if not inception_path:
+        pytest.skip("no Inception weights here (HARNESS_INCEPTION)")
+    data = load("cifar10")
+    if data.spec.name != "cifar10":
+        pytest.skip("CIFAR-10 itself is not here, only a lossy copy")
+    where = context(tmp_path, RealImages(data), data)
+    [extractor] = _yardstick.extractors(where, ["inception"], inception_path)
+    check = _canary.known(where, extractor, _yardstick.reference(where, extractor, "train"))
+    assert check.alarm is None, check.said
 
 
 # -- the stand-in -----------------------------------------------------------------------------------------------------
@@ -218,7 +303,7 @@ def test_a_damaged_stand_in_is_named(tmp_path):
 def test_damaged_reference_statistics_are_named(tmp_path):
     where = context(tmp_path)
     run(where)
-    next(where.cache.glob("reference-*.safetensors")).write_bytes(b"half")
+    next(where.cache.glob("real-*.safetensors")).write_bytes(b"half")
     with pytest.raises(HarnessError, match=r"reference statistics .*cannot be read"):
         run(context(tmp_path))
 
@@ -233,7 +318,7 @@ def test_the_stand_in_sees_images_of_any_size(channels, size):
 
 
 def with_inception(path) -> generation.Config:
-    return generation.Config(samples=150, inception=str(path), kernel_subsets=2)
+    return replace(CONFIG, inception=str(path))
 
 
 def test_missing_or_wrong_inception_weights_leave_nothing_behind(tmp_path):
@@ -254,27 +339,62 @@ def test_the_path_may_come_from_the_environment(tmp_path, monkeypatch):
         run(context(tmp_path))
 
 
-def test_inception_weights_give_fid_and_see_grey_images_in_colour(tmp_path):
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory):
+    """A file of the right form with weights that were never trained."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Blank(FeatureExtractorInceptionV3):
         def load_state_dict(self, state):
             pass
 
-    path = tmp_path / "inception.pth"
+    path = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save({}, path)
     with torch.random.fork_rng(devices=[]):
-        weights = Blank(_frechet.INCEPTION, ["2048"], str(path)).state_dict()
+        weights = Blank(_extractors.INCEPTION, ["2048"], str(path)).state_dict()
     torch.save(weights, path)
-    extractor = _frechet.inception(path, "cpu")
+    return path
+
+
+def test_inception_sees_grey_images_in_colour_and_gives_what_every_metric_reads(blank):
+    extractor = _extractors.inception(blank, "cpu")
     grey = torch.arange(2 * 64).reshape(2, 1, 8, 8).to(torch.uint8)
-    found = _frechet.features(extractor, grey)
-    assert found.shape == (2, 2048) and found.dtype == torch.float64
-    assert torch.equal(found, _frechet.features(extractor, grey.repeat(1, 3, 1, 1)))
-    numbers, _ = generation._distances(with_inception(path), extractor, "train", of(A), of(B), 1)
-    assert [n.title for n in numbers.values()] == [
-        "FID (Inception, n=64, train)",
-        "KID x1000 (Inception, n=64, train)",
+    seen = extractor.look(grey)
+    assert [list(found.shape) for found in seen] == [[2, 2048], [2, 1008], [2, 7 * 17 * 17]]
+    for one, other in zip(seen, extractor.look(grey.repeat(1, 3, 1, 1)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_sfid_reads_the_first_channels_of_mixed_6_conv(blank):
+    """After its ReLU, as TensorFlow's node of that name (card evaluation, section 7.1)."""
+    extractor, kept = _extractors.inception(blank, "cpu"), []
+    hook = extractor.net.Mixed_6d.register_forward_hook(lambda _, __, found: kept.append(found[:, :7]))
+    found = extractor.look(torch.arange(192).reshape(1, 3, 8, 8).to(torch.uint8)).spatial
+    hook.remove()
+    assert (
+        torch.equal(found, kept[0].flatten(1)) and (found >= 0).all()
+    )  # its branch comes first in the module's output
+
+
+def test_inception_has_the_usual_names(blank, tmp_path, monkeypatch):
+    """The network's 30 seconds for these images left out."""
+
+    def quick(self, images):
+        flat = images.flatten(1).float()
+        return _extractors.Seen(flat[:, :8], flat[:, :10] / 50, flat[:, :12])
+
+    monkeypatch.setattr(_extractors.Extractor, "look", quick)
+    data = toy_data(fit=100, select=24, test=10)
+    config = replace(with_inception(blank), samples=100, kernel_size=50, score_splits=2)
+    record = run(context(tmp_path, RealImages(data), data), config)
+    assert [n.title for n in record.numbers.values()] == [
+        "FID (Inception, n=100, train)",
+        "KID x1000 (Inception, n=100, train)",
+        "precision % (Inception, n=100, train)",
+        "recall % (Inception, n=100, train)",
+        "sFID (Inception, n=100, train)",
+        "IS (Inception, n=100)",
+        "copies % (Inception, n=100, fit)",
     ]
 
 
@@ -283,7 +403,7 @@ def test_inception_weights_give_fid_and_see_grey_images_in_colour(tmp_path):
 
 def test_reference_rows_join_the_evals_whose_verb_they_have():
     verbs = {name: [v for v in ("features", "sample") if can(kind, v)] for name, kind in REFERENCES.items()}
-    assert verbs == {"raw pixels": ["features"], "real images": ["sample"]}
+    assert verbs == {"raw pixels": ["features"], "real images": ["sample"], "mean image": ["sample"]}
 
 
 def test_raw_pixels_are_the_images(tmp_path):
@@ -301,11 +421,27 @@ def test_real_images_are_all_test_images_through_the_door(tmp_path):
     assert [entry.by for entry in record.test_opened] == ["real images, in place of samples"]
     drawn = torch.cat([_samples._chunk(where, s, 50, None) for s in (0, 50, 100)])
     assert sorted(map(bytes, drawn.numpy())) == sorted(map(bytes, data.test.images.numpy()))
-    assert record.chosen["distinct"] == 150 and record.notes == []
+    assert record.chosen["distinct"] == [150] and record.notes == []
 
 
 def test_real_images_are_nearer_than_noise_and_repeat_when_too_few(tmp_path):
     data = toy_data(test=60)
-    real, noise = run(context(tmp_path, RealImages(data), data)), run(context(tmp_path, Toy(), data))
+    rows = [run(context(tmp_path, method, data)) for method in (RealImages(data), Toy(), MeanImage(data))]
+    real, noise, mean = rows
     assert real.numbers["frechet_train"].value < 0.5 * noise.numbers["frechet_train"].value
+    assert real.numbers["precision_train"].value > noise.numbers["precision_train"].value
+    assert mean.numbers["score"].value == pytest.approx(1) and mean.numbers["recall_train"].value < 1
     assert "only 60 of 150 samples are distinct images" in real.notes
+
+
+def test_the_mean_image_is_that_of_train(tmp_path):
+    where = context(tmp_path, MeanImage(toy_data()))
+    drawn = _samples._chunk(where, 0, 3, None)
+    assert drawn.shape == (3, 1, SIZE, SIZE)
+    assert torch.equal(drawn[2], toy_data().train.images.double().mean(dim=0).round().to(torch.uint8))
+
+
+def test_every_set_of_real_images_is_another(tmp_path):
+    where = context(tmp_path, RealImages(toy_data()))
+    one, two = (_samples._chunk(where.repeat(i), 0, 120, None) for i in (0, 1))
+    assert not torch.equal(one, two) and sorted(map(bytes, one.numpy())) == sorted(map(bytes, two.numpy()))

@@ -32,6 +32,7 @@ class {name}(Mae):
 METHOD = {name}
 """
 LAST_BLOCK_ONLY = "def taps(self): return super().taps()[:1]"
+FEW = ("generation.samples=100", "generation.kernel_size=50", "generation.seeds=1")
 BUDGET = ["--budget", "6step", "train.batch_size=16", "train.snapshots=[0.5]"]
 
 
@@ -56,7 +57,7 @@ def records(study: Path, pattern: str) -> dict[str, dict]:
 
 
 def test_one_pre_training_serves_its_readers(tmp_path, harness):
-    words = ["--methods", "alike,other,mae", "--evals", "knn,generation", "generation.samples=100", *BUDGET]
+    words = ["--methods", "alike,other,mae", "--evals", "knn,generation", *FEW, *BUDGET]
     words += ["--name", "s", "--out", str(tmp_path)]
     status, printed, _ = harness("run", *words)
     assert status == 0
@@ -83,7 +84,7 @@ def test_one_pre_training_serves_its_readers(tmp_path, harness):
 
 
 def test_readers_alone_train_what_they_read_and_are_evaluated_once(tmp_path, harness):
-    words = ["--methods", "alike,other", "--evals", "knn,generation", "generation.samples=100", *BUDGET]
+    words = ["--methods", "alike,other", "--evals", "knn,generation", *FEW, *BUDGET]
     assert harness("run", *words, "--name", "s", "--out", str(tmp_path))[0] == 0
     assert set(records(tmp_path / "s", "run.json")) == {"mae", "alike", "other"}
     knn, drawn = (records(tmp_path / "s", f"evals/1.0000/{name}.json") for name in ("knn", "generation"))

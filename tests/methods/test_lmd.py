@@ -192,7 +192,7 @@ def test_lmd_on_taef2(images):
     method = lmd(vae="taef2:")
     assert method.core.tokens == 16 and method.preparation() is None
     assert method(Batch(None, method.cached(images)), 0.5, Rng(0)).total.isfinite()
-    assert method.reconstruct(images[:2], 0.4, Rng(0)).shape == (2, 1, 8, 8)
+    assert method.reconstruct(images[:2], 0.4, Rng(0)).images.shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
