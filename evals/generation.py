@@ -108,6 +108,8 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         if i == 0:
             pictures, filled = _pictures(context, config, sets[0], extractor, held)
             facts |= filled
+            if knows := filled.get("reconstruction", {}).get("knows"):
+                notes.append(f"{PANELS} is drawn knowing {knows}")
     return Outcome(numbers, facts, pictures=pictures, notes=notes)
 
 
