@@ -3,8 +3,9 @@
 The fine-tune is evaluation: it has a budget of its own, the same for every method, is charged to `evaluate`, and learns
 from all of train, as the final linear probe does, since nothing is chosen here. Each method trains by its own recipe
 (`Method.labelled`); one that saw labels in pre-training is drawn from as it is. Classes take turns, so that every set
-of samples is balanced (card umd, section 6). Two numbers for each guidance scale: the Frechet distance to all of train,
-and how many samples the stand-in classifier takes for what they should be.
+of samples is balanced (card umd, section 6). Two numbers for each guidance scale, means over several sets of samples
+from one fine-tune: the Frechet distance to all of train, and how many samples the stand-in classifier takes for what
+they should be.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from harness.budget import parse_budget
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from evals._extractors import Extractor, Seen
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from harness.records import Number
 
 TITLE = "class-conditional generation"
-PROTOCOL = 1
+PROTOCOL = 2  # several sets of samples
 NEEDS = "labelled"
 
 # Shapes: n samples, K classes, C channels, H height, W width.
@@ -36,7 +39,8 @@ class Config:
     budget: str = "50epoch"  # of the fine-tune, in any unit of --budget
     batch_size: int = 256
     guidance: tuple[float, ...] = (1.0, 1.5)  # 1 is plain conditional; any other costs twice the network passes
-    samples: int = 10_000
+    samples: int = 10_000  # in each set
+    seeds: int = 3  # sets of samples, of one fine-tune
     steps: int | None = None  # sampling steps; None is each method's own number
     chunk: int = 500  # samples drawn at once; part of the protocol, since every chunk has its own key
     inception: str | None = None  # path of torch-fidelity's Inception weights
@@ -48,8 +52,8 @@ class Config:
         object.__setattr__(self, "budget", str(parse_budget(self.budget)))
         if self.samples < 100:
             raise ValueError("a distance from fewer than 100 samples says nothing")
-        if min(self.batch_size, self.chunk, self.columns, self.rows) < 1:
-            raise ValueError("batch_size, chunk, columns and rows must be positive")
+        if min(self.batch_size, self.seeds, self.chunk, self.columns, self.rows) < 1:
+            raise ValueError("batch_size, seeds, chunk, columns and rows must be positive")
         if not self.guidance or len({f"{scale:g}" for scale in self.guidance}) < len(self.guidance):
             raise ValueError("guidance is one scale or several different ones")
 
@@ -57,7 +61,7 @@ class Config:
 def recipe(size: str) -> Config:
     """UMD's 50 epochs; less for small networks, which a laptop has to train: nano takes 400 steps."""
     if size == "nano":
-        return Config(budget="51200img", batch_size=128, samples=1000, chunk=250)
+        return Config(budget="51200img", batch_size=128, samples=320, chunk=160)
     return Config(budget="10epoch") if size == "ti" else Config()
 
 
@@ -77,11 +81,17 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     numbers: dict[str, Number] = {}
     pictures = []
     for scale in config.guidance:
-        drawn, right = _draw(context, config, method, scale, extractor, judge)
-        numbers |= _numbers(config, scale, extractor, judge, _frechet.statistics(drawn.seen[0].features), real, right)
-        facts[f"at guidance {scale:g}"] = {"distinct": drawn.distinct, "right_by_class": _by_class(context, right)}
+        sets, rights = zip(
+            *(_draw(context, config, method, scale, extractor, judge, i) for i in range(config.seeds)), strict=True
+        )
+        drawn = [_frechet.statistics(one.seen[0].features) for one in sets]
+        numbers |= _numbers(config, scale, extractor, judge, drawn, real, rights)
+        facts[f"at guidance {scale:g}"] = {
+            "distinct": [one.distinct for one in sets],
+            "right_by_class": _by_class(context, rights),
+        }
         pictures.append(f"conditional-{scale:g}.png")
-        shown, columns = _by_rows(drawn.first, context.data.spec.classes, config)
+        shown, columns = _by_rows(sets[0].first, context.data.spec.classes, config)
         _samples.write_picture(context.pictures / pictures[-1], shown, columns)
     return Outcome(numbers, facts, pictures=pictures, notes=notes)
 
@@ -117,9 +127,9 @@ def _with_labels(context: Context, config: Config) -> tuple[Method, dict[str, An
 
 
 def _draw(
-    context: Context, config: Config, method: Method, scale: float, extractor: Extractor, judge: Extractor
+    context: Context, config: Config, method: Method, scale: float, extractor: Extractor, judge: Extractor, number: int
 ) -> tuple[Drawn, Tensor]:
-    """Samples of every class in turn, and whether the judge takes each for its class, bool [n].
+    """The set `number` of samples of every class in turn, and whether the judge takes each for its class, bool [n].
 
     Every scale starts from the same noise.
     """
@@ -137,7 +147,7 @@ def _draw(
         device=context.device,
         precision=context.precision,
         ledger=context.ledger,
-    )
+    ).repeat(number)
     classes = context.data.spec.classes
     labels, guesses = torch.arange(config.samples) % classes, []
 
@@ -157,19 +167,19 @@ def _numbers(
     scale: float,
     extractor: Extractor,
     judge: Extractor,
-    drawn: Statistics,
+    drawn: Sequence[Statistics],
     real: Statistics,
-    right: Tensor,
+    rights: Sequence[Tensor],
 ) -> dict[str, Number]:
     from evals import _frechet
-    from harness.records import Number
+    from harness.evaluation import measured
 
     n, word = config.samples, "FID" if extractor.is_inception else "FD"
     note = f"classes in turn, guidance {scale:g}"
     known = f"the classifier itself: {judge.facts['extractor_train_top1']:.1f} % on real train images"
     return {
-        f"frechet_{scale:g}": Number(
-            value=_frechet.frechet(drawn, real),
+        f"frechet_{scale:g}": measured(
+            [_frechet.frechet(one, real) for one in drawn],
             title=f"conditional {word} ({extractor.label}, n={n}, train, guidance {scale:g})",
             table="generation",
             better="lower",
@@ -177,8 +187,8 @@ def _numbers(
             digits=2,
             note=f"{note}; reference: {real.n} real images of the train part",
         ),
-        f"right_{scale:g}": Number(
-            value=100.0 * right.double().mean().item(),
+        f"right_{scale:g}": measured(
+            [100.0 * right.double().mean().item() for right in rights],
             title=f"right class % ({judge.label}, n={n}, guidance {scale:g})",
             table="generation",
             better="higher",
@@ -188,10 +198,12 @@ def _numbers(
     }
 
 
-def _by_class(context: Context, right: Tensor) -> list[float]:
-    """The share of right samples of each class, in %."""
-    classes = context.data.spec.classes
-    return [round(100.0 * right[k::classes].double().mean().item(), 1) for k in range(min(classes, len(right)))]
+def _by_class(context: Context, rights: Sequence[Tensor]) -> list[float]:
+    """The share of right samples of each class, over all sets, in %."""
+    import torch
+
+    classes, right = context.data.spec.classes, torch.stack([*rights]).double()
+    return [round(100.0 * right[:, k::classes].mean().item(), 1) for k in range(min(classes, right.shape[1]))]
 
 
 def _by_rows(images: Tensor, classes: int, config: Config) -> tuple[Tensor, int]:

@@ -21,7 +21,7 @@ from harness.plugins import load_method
 from harness.rng import Rng
 from tests.evals.kit import CLASSES, SIZE, Toy, context, toy_data
 
-CONFIG = conditional.Config(budget="40step", batch_size=30, samples=150, chunk=64)
+CONFIG = conditional.Config(budget="40step", batch_size=30, samples=150, seeds=1, chunk=64)
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,16 @@ def test_a_method_that_learns_its_classes_draws_them(tmp_path):
     assert record.numbers["frechet_1"].value < 0.5 * short.numbers["frechet_1"].value
     by_class = record.chosen["at guidance 1"]["right_by_class"]
     assert np.mean(by_class) == pytest.approx(record.numbers["right_1"].value, abs=0.1) and len(by_class) == CLASSES
+
+
+def test_numbers_are_means_over_sets_from_one_fine_tune(tmp_path):
+    one = run(context(tmp_path, Painter(), data()))
+    three = run(context(tmp_path, Painter(), data()), replace(CONFIG, seeds=3))
+    for key, number in three.numbers.items():
+        assert number.values[0] == one.numbers[key].value and len(number.values) == 3
+        assert number.value == pytest.approx(np.mean(number.values)) and number.half is not None
+    assert len(set(three.numbers["frechet_1"].values)) == 3
+    assert three.chosen["finetune"]["spend"]["step"] == 40 and three.chosen["at guidance 1"]["distinct"] == [150] * 3
 
 
 def test_the_picture_has_a_class_a_row(tmp_path):
