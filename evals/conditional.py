@@ -72,9 +72,12 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
     if context.cheap:
         return None
-    [extractor] = _yardstick.extractors(context, [_yardstick.AUTO], config.inception)
-    judge = _extractors.stand_in(context.data, context.cache, context.device) if extractor.is_inception else extractor
-    real = _yardstick.reference(context, extractor, "train").all
+    with context.ledger.outside():  # made once and used by every cell: no cell's own cost
+        [extractor] = _yardstick.extractors(context, [_yardstick.AUTO], config.inception)
+        judge = extractor
+        if extractor.is_inception:
+            judge = _extractors.stand_in(context.data, context.cache, context.device)
+        real = _yardstick.reference(context, extractor, "train").all
     method, facts, notes = _with_labels(context, config)
     facts |= extractor.facts | {"judge": judge.facts, "sampler": method.sampler(config.steps)}
     notes.append(f"drawn by: {facts['sampler']}")

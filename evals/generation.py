@@ -73,12 +73,11 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
     if context.cheap:
         return None
-    extractors = _yardstick.extractors(context, config.extractors, config.inception)
-    real = {
-        (extractor.label, name): _yardstick.reference(context, extractor, name)
-        for extractor in extractors
-        for name in dict.fromkeys(("train", *config.references))
-    }
+    with context.ledger.outside() as shared:  # made once and used by every cell: no cell's own cost
+        extractors = _yardstick.extractors(context, config.extractors, config.inception)
+        real = {(e.label, "train"): _yardstick.reference(context, e, "train") for e in extractors}
+    if "test" in config.references:
+        real |= {(e.label, "test"): _yardstick.reference(context, e, "test") for e in extractors}
     before = context.ledger.snapshot()["sample"]
     looks = [extractor.look for extractor in extractors]
     sets = [
@@ -86,9 +85,15 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         for i in range(config.seeds)
     ]
     sample_s = context.ledger.snapshot()["sample"] - before
-    numbers = _throughput(context, config, sample_s)
+    numbers: dict[str, Number] = {}
     sampler = context.method.sampler(config.steps)
-    facts: dict[str, Any] = {"sampler": sampler, "distinct": [one.distinct for one in sets], "remarks": []}
+    facts: dict[str, Any] = {
+        "sampler": sampler,
+        "distinct": [one.distinct for one in sets],
+        "samples_s": round(config.samples * config.seeds / max(sample_s, 1e-9), 2) if sampler else None,
+        "shared_s": round(shared.seconds, 1),
+        "remarks": [],
+    }
     notes = _notes(sampler, config, sets)
     for i, extractor in enumerate(extractors):
         train = real[extractor.label, "train"]
@@ -189,20 +194,6 @@ def _distances(
             [_frechet.frechet(_frechet.statistics(one.spatial), real.spatial) for one in seen],
         )
     return found, round(1e3 * sum(spread for _, spread in kernel) / len(kernel), 4)
-
-
-def _throughput(context: Context, config: Config, sample_s: float) -> dict[str, Number]:
-    """Sampling images/s, from the ledger; nothing for a reference row, which draws nothing."""
-    from harness.records import Number
-
-    if not context.method.sampler(config.steps):
-        return {}
-    n = config.samples * config.seeds
-    value = round(n / max(sample_s, 1e-9), 2)
-    note = f"with the sampler of the generation table, {config.chunk} at once"
-    return {
-        "sampling": Number(value=value, title="sampling images/s", table="cost", better="higher", n=n, note=note),
-    }
 
 
 def _notes(sampler: str, config: Config, sets: list[Drawn]) -> list[str]:

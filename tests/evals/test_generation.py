@@ -51,7 +51,7 @@ def test_the_column_names_network_count_and_reference_and_never_fid(tmp_path):
     # 120 test images: precision and recall take as many samples as there are real images.
     against += [f"{word} ({name} on toy, n={min(n, 120) if '%' in word else n}, test)" for word, n in kinds]
     own = [f"class score ({name} on toy, n=150)", f"copies % ({name} on toy, n=150, fit)"]
-    assert [number.title for number in record.numbers.values()] == ["sampling images/s", *against, *own]
+    assert [number.title for number in record.numbers.values()] == [*against, *own]
     assert name == f"cnn64-{record.chosen['extractor_sha256'][:4]}"
     assert "FID" not in record.model_dump_json() and "IS (" not in record.model_dump_json()
     assert len(record.test_opened) == 1
@@ -100,11 +100,17 @@ def test_cells_say_the_sampler_and_its_steps(tmp_path):
 def test_throughput_is_that_of_the_account_sample(tmp_path):
     ledger = Ledger()
     record = run(context(tmp_path, ledger=ledger), replace(CONFIG, seeds=2))
-    number = record.numbers["sampling"]
-    assert (number.table, number.better, number.n) == ("cost", "higher", 300)
-    assert number.value == pytest.approx(300 / ledger.seconds["sample"], rel=0.01)
-    assert "sampling" not in run(context(tmp_path, RealImages(toy_data()))).numbers, "a reference row draws nothing"
+    assert record.chosen["samples_s"] == pytest.approx(300 / ledger.seconds["sample"], rel=0.01)
+    real = run(context(tmp_path, RealImages(toy_data())))
+    assert real.chosen["samples_s"] is None, "a reference row draws nothing"
 
+
+def test_what_all_cells_share_is_booked_to_none(tmp_path):
+    first, again = Ledger(), Ledger()
+    made = run(context(tmp_path, ledger=first)).chosen["shared_s"]
+    kept = run(context(tmp_path, ledger=again)).chosen["shared_s"]
+    assert made > 10 * kept  # the second found the stand-in and the statistics
+    assert first.seconds["evaluate"] < made
 
 def test_the_distance_is_that_of_the_samples_to_all_of_train(tmp_path):
     where = context(tmp_path)
