@@ -48,7 +48,6 @@ class Fitted(Method):
     def taps(self) -> list[Tap]:
         return self.inner.taps()
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         if len(images) <= self.slice:

@@ -187,9 +187,11 @@ class Method(Objective):
         raise NotImplementedError
 
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
-        """Features of `images` [B, C, H, W] in [-1, 1] at each tap, from as few passes as possible, without gradient.
+        """Features of `images` [B, C, H, W] in [-1, 1] at each tap, from as few passes as possible.
 
-        One [B, D] per tap; with `dense`, [B, D, H', W']. Deterministic given `rng`.
+        One [B, D] per tap; with `dense`, [B, D, H', W']. Deterministic given `rng`. Differentiable where gradients are
+        enabled, for fine-tuning; a caller that wants none says so (`torch.no_grad`). What stays frozen whatever is
+        trained, such as a VAE, the method runs without gradient itself.
         """
         raise NotImplementedError
 

@@ -69,7 +69,8 @@ def _measured(name: str, cls: type[Method], size: str, resolution: int) -> Measu
         method.to_empty(device="cpu")
         forward = flops.forward_flop_per_image(method.train(), _batch(method, spec), Rng(0))
         tap = method.eval().taps()[0]
-        features = flops.count(lambda: method.features(_images(spec), [tap], Rng(0))) / IMAGES
+        with torch.no_grad():
+            features = flops.count(lambda: method.features(_images(spec), [tap], Rng(0))) / IMAGES
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     return Measure(name, size, trained, forward, features)
 

@@ -81,7 +81,6 @@ class Toy(Method):
     def taps(self) -> list[Tap]:
         return [Tap("hidden")]
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         return [self.first(images.flatten(1)) - self.mean for _ in taps]
 

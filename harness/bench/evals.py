@@ -141,6 +141,7 @@ class Lab:
                 decay.step()
         return f"{_top1(probe.eval(), self._features, within, tap):.1f}"
 
+    @torch.no_grad()
     def _features(self, images: torch.Tensor, tap) -> torch.Tensor:
         return self.method.features(images, [tap], Rng(0, device=self.device))[0]
 

@@ -88,7 +88,6 @@ class Adm(Method):
         middle, levels = self.network.middle, self.network.encoder_blocks
         return middle, middle + round(5 / 18 * levels), middle + round(11 / 18 * levels)
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         passes = {

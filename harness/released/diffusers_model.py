@@ -63,7 +63,6 @@ class DiffusersUnet(Method):
         every = [(level, noise) for level in range(1, levels + 1) for noise in NOISES]
         return [Tap(f"up{level}", noise) for level, noise in dict.fromkeys([*usual, *every])]
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         passes = {noise: self._read(images, noise, rng) for noise in dict.fromkeys(tap.noise for tap in taps)}

@@ -58,7 +58,6 @@ class TimmModel(Method):
     def maps(self) -> list[Tap]:
         return [tap for tap in self.taps() if tap.layer != "pooled"]
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         if dense and any(tap.layer == "pooled" for tap in taps):

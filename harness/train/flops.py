@@ -86,23 +86,23 @@ def _over_the_budget(step: Callable[[float], object], batch: Batch) -> float:
     return sum(ends + between) / len(ends + between) / len(first)
 
 
-class _Reads(TorchDispatchMode):
-    """Notes the storage of every tensor that an operation reads."""
+class Reads(TorchDispatchMode):
+    """Notes the storage of every tensor that an operation reads, in the order in which they were first read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.storages: set[int] = set()
+        self.storages: dict[int, None] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for value in tree_iter((args, kwargs)):
             if isinstance(value, Tensor):
-                self.storages.add(value.untyped_storage().data_ptr())
+                self.storages.setdefault(value.untyped_storage().data_ptr())
         return func(*args, **(kwargs or {}))
 
 
 def parameters_read(module: nn.Module, work: Callable[[], object]) -> int:
     """How many of the module's parameters `work` reads: what its features rest on, decoders and heads left out."""
-    with _Reads() as reads:
+    with Reads() as reads:
         work()
     used = (p for p in module.parameters() if p.untyped_storage().data_ptr() in reads.storages)
     return sum(p.numel() for p in used)

@@ -192,7 +192,6 @@ class Ddae(Method):
         later = (c.objective == "edm") + (c.net.resample == "residual") - 1
         return min(max(home + later, 1), self.network.encoder_blocks)
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         wanted: dict[int, set[int]] = {}

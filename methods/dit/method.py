@@ -160,7 +160,6 @@ class Dit(OnLatents):
         noises = self.config.noises
         return list(dict.fromkeys([None, *noises[1:2], *noises[-1:]]))
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         x = self._seen(images)

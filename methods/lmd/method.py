@@ -197,7 +197,6 @@ class Lmd(OnLatents):
     def taps(self) -> list[Tap]:
         return self.core.taps()
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         return self.core.features(self._patches(images), taps, dense)

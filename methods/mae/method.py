@@ -96,7 +96,6 @@ class Mae(Method):
     def taps(self) -> list[Tap]:
         return self.core.taps()
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         return self.core.features(self.core.patches(images), taps, dense)

@@ -182,7 +182,6 @@ class Umd(Method):
     def _middle(self) -> int:
         return max(1, self.config.depth * 3 // 4)
 
-    @torch.no_grad()
     def features(self, images: Tensor, taps: Sequence[Tap], rng: Rng, dense: bool = False) -> list[Tensor]:
         require_taps(self, taps)
         if dense and any(tap.layer == "cls" for tap in taps):

@@ -14,6 +14,7 @@ from harness.evaluation import can
 from harness.method import DataSpec, Method
 from harness.plugins import card, find, load_method
 from harness.rng import Rng
+from harness.train import flops
 from harness.train.optim import build_optimizer, set_rate
 from tests.contract.conftest import METHODS, batch_of, build, rng
 
@@ -95,14 +96,35 @@ def test_features_are_deterministic_and_of_the_declared_shape(nano, digits):
     nano.eval()
     images, taps = images_of(digits), nano.taps()
     assert len(taps) == len(set(taps)) >= 1
-    together = nano.features(images, taps, rng())
+    with torch.no_grad():
+        together = nano.features(images, taps, rng())
     again = nano.features(images, taps, rng())
     for tap, first, second in zip(taps, together, again, strict=True):
         assert first.shape[0] == len(images) and first.ndim == 2, tap
         assert first.isfinite().all() and not first.requires_grad, tap
-        assert torch.equal(first, second), tap
+        assert torch.equal(first, second), f"{tap}: with a gradient and without, the same"
         alone = nano.features(images, [tap], rng())[0]
         torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-5)
+
+
+def test_features_can_be_differentiated(nano, digits):
+    """The gradient of the features at the first tap reaches all that they rest on, but for a VAE."""
+    nano.eval()
+    frozen = _preparation_parameters(nano)
+    images, tap = images_of(digits, 4), nano.taps()[0]
+    (values,) = nano.features(images, [tap], rng())
+    (values * rng().normal("weights", values.shape)).sum().backward()
+    reached = {name for name, p in nano.named_parameters() if p.grad is not None}
+    read = flops.Reads()
+    with read, torch.no_grad():
+        nano.features(images, [tap], rng())
+    rested_on = {
+        name
+        for name, p in nano.named_parameters()
+        if p.untyped_storage().data_ptr() in read.storages and id(p) not in frozen
+    }
+    assert reached and reached == rested_on
+    assert all(p.grad.isfinite().all() for p in nano.parameters() if p.grad is not None)
 
 
 def test_features_differ_between_images_once_trained_a_little(nano, digits):
