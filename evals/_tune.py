@@ -19,9 +19,8 @@ from evals._mixing import mixed, strengthened
 from evals._recipe import Recipe
 from harness.data.batches import Batches
 from harness.data.dataset import Part
-from harness.data.pixels import to_float
 from harness.errors import Diverged, HarnessError
-from harness.evaluation.features import CHUNK
+from harness.evaluation.features import CHUNK, Images
 from harness.method import Augment, Method, Optim, Tap
 from harness.rng import Rng
 from harness.train.optim import rate as rate_at
@@ -127,18 +126,17 @@ def _require_finite(loss: float, step: int) -> None:
 
 
 @torch.no_grad()
-def guesses(task: Task, net: Classifier, images: Tensor, rng: Rng) -> Tensor:
-    """The class [n] of uint8 `images` [n, C, S, S], in eval mode; noise at a noisy tap depends on `rng` alone."""
+def guesses(task: Task, net: Classifier, images: Images, rng: Rng) -> Tensor:
+    """The class [n] of `images`, in eval mode; noise at a noisy tap depends on `rng` alone."""
     found = []
-    for start in range(0, len(images), CHUNK):
-        chunk = to_float(images[start : start + CHUNK].to(task.device))
+    for start in range(0, images.n, CHUNK):
         with task.autocast():
-            found.append(net(chunk, rng.at(start)).argmax(dim=1).cpu())
+            found.append(net(images.chunk(start, CHUNK), rng.at(start)).argmax(dim=1).cpu())
     return torch.cat(found)
 
 
-def top1(task: Task, net: Classifier, part: Part, rng: Rng) -> float:
-    return 100.0 * (guesses(task, net, part.images, rng) == part.labels).double().mean().item()
+def top1(task: Task, net: Classifier, images: Images, rng: Rng) -> float:
+    return 100.0 * (guesses(task, net, images, rng) == images.labels).double().mean().item()
 
 
 # -- the rate ---------------------------------------------------------------------------------------------------------
@@ -165,7 +163,8 @@ def choose_rate(task: Task, fit: Part, select: Part, rng: Rng) -> Rate:
             net, images = train(task, fit, base, rng, task.recipe.trial)
         except Diverged:
             continue
-        scores[base] = top1(task, net, select, rng.at("select"))
+        held_out = Images(select.images, select.labels, torch.arange(len(select)), task.device)
+        scores[base] = top1(task, net, held_out, rng.at("select"))
         seen += images
     if not scores:
         raise HarnessError(

@@ -51,7 +51,7 @@ def recipe(size: str) -> Config:
 
 def evaluate(context: Context, config: Config) -> Outcome | None:
     """None on snapshots, for which it is too dear, and for features that rest on no parameter."""
-    from evals._tune import choose_rate, guesses, train_at
+    from evals._tune import choose_rate, top1, train_at
     from harness.evaluation import Outcome, measured
 
     if context.cheap or not any(True for _ in context.method.parameters()):
@@ -68,8 +68,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     for seed in range(config.seeds):
         net, seen = train_at(task, train, rate.base, rng.at("seed", seed))
         test = context.part("test")
-        guess = guesses(task, net, test.pixels(0, test.n), rng.at("test", seed))
-        values.append(100.0 * (guess == test.labels).double().mean().item())
+        values.append(top1(task, net, test, rng.at("test", seed)))
     number = measured(
         values, title="fine-tune top-1 %", table="finetune", better="higher", n=test.n,
         note=_note(config, len(train)),

@@ -212,7 +212,7 @@ def _choose_c(context: Context, config: Config, draw: Draw) -> tuple[float, dict
 def _top1(context: Context, draw: Draw, way: str, tasks: dict[Tap, Task | None], notes: list[str]) -> float:
     """Top-1 % on test after training on all of the draw, as was chosen."""
     from evals._logistic import Problem
-    from evals._tune import guesses, train_at
+    from evals._tune import top1, train_at
 
     (value, _), tap, test = draw.chosen[way], draw.choice.tap, context.part("test")
     if way == "probe":
@@ -224,7 +224,7 @@ def _top1(context: Context, draw: Draw, way: str, tasks: dict[Tap, Task | None],
         return _percent(guess, test.labels)
     task, rng = tasks[tap], _rng(context, draw)
     net, _ = train_at(task, draw.part, value, rng)
-    return _percent(guesses(task, net, test.pixels(0, test.n), rng.at("test")), test.labels)
+    return top1(task, net, test, rng.at("test"))
 
 
 def _rng(context: Context, draw: Draw):
