@@ -33,14 +33,14 @@ READS = ("taps", "features", "param_groups", "preparation")  # methods equal in 
 @dataclass(frozen=True)
 class Config:
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
-    taps: int = 4  # candidates, the method's own first, as for the linear probe
+    taps: int = 4  # candidates, the method's own first, as for the linear probe; 0 is all of them
     images: int = 0  # of fit for a trial, and of train for the last training, at most; 0 is all
     select_images: int = 0  # that rates are chosen on, at most; 0 is all
     seeds: int = 3  # of the last training
 
     def __post_init__(self) -> None:
-        if self.taps < 1 or self.seeds < 1 or min(self.images, self.select_images) < 0:
-            raise ValueError("taps and seeds must be at least 1, images and select_images at least 0")
+        if self.seeds < 1 or min(self.taps, self.images, self.select_images) < 0:
+            raise ValueError("seeds must be at least 1; taps, images and select_images at least 0")
 
 
 def recipe(size: str) -> Config:

@@ -42,7 +42,7 @@ class Config:
     ways: tuple[str, ...] = ("probe", "finetune")
     shares: tuple[float, ...] = (0.01, 0.1)  # of train's labels; at least one a class
     recipe: Recipe = replace(Recipe(), length="200000img", batch=256)  # noqa: RUF009 (frozen)
-    taps: int = 4  # candidates, the method's own first
+    taps: int = 4  # candidates, the method's own first; 0 is all of them
     c_values: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)  # the linear probe's
     seeds: int = 3  # draws
 
@@ -51,8 +51,8 @@ class Config:
             raise ValueError(f"ways are one or both of {', '.join(WAYS)}")
         if not self.shares or list(self.shares) != sorted(set(self.shares)) or self.shares[0] <= 0:
             raise ValueError("shares are different, above 0 and rising")
-        if self.shares[-1] > 1 or min(self.taps, self.seeds) < 1:
-            raise ValueError("a share is at most 1; taps and seeds are at least 1")
+        if self.shares[-1] > 1 or self.taps < 0 or self.seeds < 1:
+            raise ValueError("a share is at most 1; taps are at least 0, seeds at least 1")
         if not self.c_values or min(self.c_values) <= 0:
             raise ValueError("c_values are above 0")
 
@@ -105,7 +105,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
             numbers[f"{name}_top1"] = _number(share, way, mine, values, context.part("test").n)
             chosen[name] = _about(mine, way)
     tried = {"probe": len(config.c_values), "finetune": len(config.recipe.base_rates)}
-    trials = len(context.method.taps()[: config.taps]) + sum(tried[way] for way in ways)
+    trials = len(context.method.taps()[: config.taps or None]) + sum(tried[way] for way in ways)
     return Outcome(numbers, chosen, trials, notes=notes)
 
 
@@ -148,7 +148,7 @@ def _draws(context: Context, config: Config, seed: int) -> list[Draw]:
     from harness.evaluation.features import Features, Images
 
     train, classes = context.data.train, context.data.spec.classes
-    taps = context.method.taps()[: config.taps]
+    taps = context.method.taps()[: config.taps or None]
     counts = [shots(share, len(train), classes) for share in config.shares]
     index = drawn(train.labels, classes, counts[-1], seed)
     images = Images(train.images, train.labels, index, context.device)
@@ -157,13 +157,16 @@ def _draws(context: Context, config: Config, seed: int) -> list[Draw]:
     for share, count in zip(config.shares, counts, strict=True):
         n, held = count * classes, 0 if count == 1 else max(1, count // HELD_OUT) * classes
         part, own = train.subset(index[:n]), {tap: values[:n] for tap, values in features.items()}
-        fit = n - held
-        scores = [
-            ridge_top1(x[:fit], part.labels[:fit], x[fit:], part.labels[fit:], classes) if held else 0.0
-            for x in own.values()
-        ]
+        parts = [({t: x[rows] for t, x in own.items()}, part.labels[rows]) for rows in _halves(n, held)]
+        (fit, labels), (rest, truth) = parts
+        scores = ridge_top1(taps, [fit], labels, [rest], truth, classes) if held else [0.0] * len(taps)
         found.append(Draw(share, seed, part, held, own, best(taps, scores)))
     return found
+
+
+def _halves(n: int, held: int) -> tuple[slice, slice]:
+    """What a draw's trials learn from, and what they are scored on."""
+    return slice(0, n - held), slice(n - held, n)
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
@@ -184,8 +187,7 @@ def _choose(
     rates = config.recipe.base_rates
     if not draw.held:
         return rates[len(rates) // 2], {}
-    border = len(draw.part) - draw.held
-    fit, held = draw.part.subset(slice(0, border)), draw.part.subset(slice(border, None))
+    fit, held = (draw.part.subset(rows) for rows in _halves(len(draw.part), draw.held))
     rate = choose_rate(tasks[tap], fit, held, _rng(context, draw).at("trial"))
     return rate.base, rate.scores
 
@@ -196,12 +198,13 @@ def _choose_c(context: Context, config: Config, draw: Draw) -> tuple[float, dict
         return 1.0, {}
     from evals._logistic import Problem
 
-    x, labels, border = draw.features[draw.choice.tap], draw.part.labels, len(draw.part) - draw.held
-    problem = Problem(x[:border], labels[:border], context.data.spec.classes, context.device)
+    x, labels = draw.features[draw.choice.tap], draw.part.labels
+    fit, held = _halves(len(labels), draw.held)
+    problem = Problem(x[fit], labels[fit], context.data.spec.classes, context.device)
     scores, last = {}, None
     for c in sorted(config.c_values):
         last = problem.solve(c, last)
-        scores[c] = _percent(problem.predict(last, x[border:]), labels[border:])
+        scores[c] = _percent(problem.predict(last, x[held]), labels[held])
     best = max(scores, key=lambda c: (scores[c], -c))
     return best, {f"{c:g}": round(score, 3) for c, score in scores.items()}
 

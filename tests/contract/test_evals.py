@@ -26,7 +26,9 @@ SHORT: dict[str, dict[str, Any]] = {
     "attentive": {"images": 64, "select_images": 32, "epochs": 1, "width": 16, "seeds": 1},
     "conditional": {"budget": "4step", "batch_size": 16, "samples": 100, "steps": 2, "chunk": 50},
     "cost": {"chunk": 32, "passes": 1, "samples": 1, "seeds": 1},
+    "finetune": {"recipe": {"length": "4step"}},
     "generation": {"samples": 100, "steps": 2, "chunk": 50, "kernel_subsets": 2, "kernel_size": 50, "grid": 2},
+    "semi": {"ways": ["probe", "finetune"], "recipe": {"length": "2step"}, "seeds": 1},
 }
 OWN_DATA: dict[str, str] = {
     "detection": "tests/evals/test_detection.py",

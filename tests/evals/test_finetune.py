@@ -369,7 +369,7 @@ def test_odd_recipes_are_refused(odd):
         dataclasses.replace(MAES, **odd)
 
 
-@pytest.mark.parametrize("odd", [{"taps": 0}, {"seeds": 0}, {"images": -1}])
+@pytest.mark.parametrize("odd", [{"taps": -1}, {"seeds": 0}, {"images": -1}])
 def test_odd_settings_are_refused(odd):
     with pytest.raises(ValueError, match="must be"):
         finetune.Config(**odd)
