@@ -51,8 +51,9 @@ def recipe(size: str) -> Config:
 
 def evaluate(context: Context, config: Config) -> Outcome | None:
     """None on snapshots, for which it is too dear, and for features that rest on no parameter."""
-    from evals._tune import choose_rate, top1, train_at
-    from harness.evaluation import Outcome, measured
+    from evals._accuracy import accuracies
+    from evals._tune import choose_rate, guesses, train_at
+    from harness.evaluation import Outcome
 
     if context.cheap or not any(True for _ in context.method.parameters()):
         return None
@@ -64,18 +65,17 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     with context.choosing():
         fit, select = some(data.fit, config.images, "fit"), some(data.select, config.select_images, "select")
         rate = choose_rate(task, fit, select, rng.at("trial"))
-    train, values = some(data.train, config.images, "train"), []
+    train, found = some(data.train, config.images, "train"), []
     for seed in range(config.seeds):
         net, seen = train_at(task, train, rate.base, rng.at("seed", seed))
         test = context.part("test")
-        values.append(top1(task, net, test, rng.at("test", seed)))
-    number = measured(
-        values, title="fine-tune top-1 %", table="finetune", better="higher", n=test.n,
-        note=_note(config, len(train)),
-    )  # fmt: skip
+        found.append(guesses(task, net, test, rng.at("test", seed)))
+    numbers = accuracies(
+        "finetune", "fine-tune", found, test.labels, data, table="finetune", note=_note(config, len(train))
+    )
     chosen = _chosen(choice, task, rate) | {"images": len(train), "images_seen": seen}
     trials = choice.trials + len(config.recipe.base_rates)
-    return Outcome({"finetune_top1": number}, chosen, trials, notes=diverged(config.recipe, rate))
+    return Outcome(numbers, chosen, trials, notes=diverged(config.recipe, rate))
 
 
 def task_of(context: Context, tap: Any, recipe: Recipe) -> Task | None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from evals import linear
+from evals import finetune, linear
+from evals.finetune import Config as Finetune
 from evals.linear import Config as Linear
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from harness.records import Number
 
 TITLE = "transfer to other data sets"
-PROTOCOL = 1 + linear.PROTOCOL  # its own, and its ways': what raises one raises the sum
+PROTOCOL = 1 + linear.PROTOCOL + finetune.PROTOCOL  # its own, and its ways': what raises one raises the sum
 NEEDS = "features"
 FULL_ONLY = True
 
 SUITE = ("cifar100", "stl10", "svhn", "flowers102", "pets", "dtd", "eurosat")  # the card's, through torchvision
 SMALL = ("flowers89", "tiny-imagenet100")
-WAYS = ("linear",)
+WAYS = ("linear", "finetune")
 SAID = {"top1": "top-1", "mean-per-class": "mean per class"}
 ENDS = {"top1": "_top1", "mean-per-class": "_mean_class"}  # of a way's numbers (evals/_accuracy.py)
 
@@ -39,6 +40,7 @@ class Config:
     data: tuple[str, ...] = SUITE  # names of data sets, or folder:PATH
     ways: tuple[str, ...] = ("linear",)
     linear: Linear = field(default_factory=Linear)  # the way's own settings, with its seeds
+    finetune: Finetune = field(default_factory=Finetune)
 
     def __post_init__(self) -> None:
         if not self.data or len(set(self.data)) < len(self.data):
@@ -48,7 +50,7 @@ class Config:
 
 
 def recipe(size: str) -> Config:
-    return Config(data=SMALL if size == "nano" else SUITE, linear=linear.recipe(size))
+    return Config(data=SMALL if size == "nano" else SUITE, linear=linear.recipe(size), finetune=finetune.recipe(size))
 
 
 def require(config: Config, data_dir: Path | None) -> None:
@@ -100,7 +102,8 @@ def _places(context: Context, data: Sequence[str]) -> Mapping[str, Context]:
 def _read(way: str, place: Context, config: Config) -> Outcome | None:
     from harness.plugins import load_eval
 
-    return load_eval(way).evaluate(place, getattr(config, way))
+    # Each way makes its own choices before its own look at the test part, which tells the next way nothing.
+    return load_eval(way).evaluate(place.again(), getattr(config, way))
 
 
 def _number(way: str, place: Context, outcome: Outcome) -> Number:

@@ -95,6 +95,12 @@ class Context:
             self._repeats[number] = other
         return self._repeats[number]
 
+    def again(self) -> Context:
+        """This context for a further reading within one eval, which chooses anew; its looks are recorded too."""
+        other = copy.copy(self)
+        other._door, other._repeats = [], {}
+        return other
+
     def repeats(self, seeds: int, taps: Sequence[Tap]) -> list[Context]:
         """A context for each of an eval's `seeds`; this one alone where `taps` have no noise, or when cheap."""
         random = any(tap.noise is not None for tap in taps)

@@ -55,7 +55,7 @@ def test_the_column_names_network_count_and_reference_and_never_fid(tmp_path):
     assert name == f"cnn64-{record.chosen['extractor_sha256'][:4]}"
     assert "FID" not in record.model_dump_json() and "IS (" not in record.model_dump_json()
     assert len(record.test_opened) == 1
-    assert {number.table for key, number in record.numbers.items() if key != "sampling"} == {"generation"}
+    assert {number.table for number in record.numbers.values()} == {"generation"}
 
 
 def test_every_number_is_a_mean_over_sets_of_one_model(tmp_path):
@@ -63,9 +63,8 @@ def test_every_number_is_a_mean_over_sets_of_one_model(tmp_path):
     record = run(where, replace(CONFIG, seeds=3))
     alone = [run(context_of(tmp_path, where, i)).numbers for i in range(3)]
     for key, number in record.numbers.items():
-        if key != "sampling":
-            assert number.values == [one[key].value for one in alone], key
-            assert (number.value, number.half) == mean_interval(number.values)
+        assert number.values == [one[key].value for one in alone], key
+        assert (number.value, number.half) == mean_interval(number.values)
     assert len(set(record.numbers["frechet_train"].values)) == 3 and record.chosen["distinct"] == [150] * 3
 
 
@@ -112,6 +111,7 @@ def test_what_all_cells_share_is_booked_to_none(tmp_path):
     assert made > 10 * kept  # the second found the stand-in and the statistics
     assert first.seconds["evaluate"] < made
 
+
 def test_the_distance_is_that_of_the_samples_to_all_of_train(tmp_path):
     where = context(tmp_path)
     record = run(where)
@@ -130,7 +130,7 @@ def test_equal_input_gives_equal_bits_from_an_empty_and_from_a_full_cache(tmp_pa
     made = [run(context(tmp_path / name)) for name in ("a", "b", "a")]
     dumps = [record.model_dump(exclude={"ledger"}) for record in made]
     for dump in dumps:
-        del dump["numbers"]["sampling"]
+        del dump["chosen"]["samples_s"], dump["chosen"]["shared_s"]
     assert dumps[0] == dumps[1] == dumps[2]
     for name in (generation.PICTURE, generation.NEIGHBOURS):
         pictures = [(tmp_path / n / "pictures" / name).read_bytes() for n in "ab"]

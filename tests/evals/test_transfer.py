@@ -103,6 +103,29 @@ def test_the_mean_counts_data_sets_alike_and_trials_add_up(tmp_path):
     assert record.trials == 2 * (2 + 2)
 
 
+def test_the_network_can_be_fine_tuned_on_each(tmp_path):
+    from evals import finetune
+    from tests.evals.trainable import QUICK as RECIPE
+    from tests.evals.trainable import Small
+
+    method = Small()
+    method.config = None
+    config = replace(CONFIG, ways=("linear", "finetune"), finetune=finetune.Config(RECIPE, seeds=2))
+    record, read = run(tmp_path, method, config)
+    titles = [number.title for key, number in record.numbers.items() if key.startswith("finetune")]
+    assert titles == [
+        "finetune on large, top-1 %",
+        "finetune on uneven, mean per class %",
+        "finetune, mean of 2 data sets %",
+    ]
+    assert record.numbers["finetune_large"].value > record.numbers["linear_large"].value
+    assert len(record.numbers["finetune_mean"].values) == 2
+    assert record.chosen["finetune"]["uneven"]["base_rate"] in RECIPE.base_rates
+    assert [len(data.opened) for data in read.values()] == [2, 2] and len(record.test_opened) == 4
+    raw, _ = run(tmp_path / "raw", RawPixels(toy_data()), config)
+    assert [key for key in raw.numbers if key.startswith("finetune")] == []  # nothing there to tune
+
+
 def test_a_single_data_set_has_no_mean(tmp_path):
     record, _ = run(tmp_path, config=replace(CONFIG, data=("large",)))
     assert list(record.numbers) == ["linear_large"]
