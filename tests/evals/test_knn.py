@@ -48,6 +48,30 @@ def test_votes_are_the_rule_written_out(chunk):
     assert found.numpy() == pytest.approx(by_hand(x, y, queries, 4, 11, 0.2), abs=1e-12)
 
 
+def dinov2s(x, y, queries, classes, ks, temperature=0.07):
+    """DINOv2's rule: one softmax over the largest k, cut for each k; its shares do not sum to 1. Votes by k."""
+    normal = x / np.sqrt((x * x).sum(1, keepdims=True)), queries / np.sqrt((queries * queries).sum(1, keepdims=True))
+    similarity = normal[1] @ normal[0].T
+    near = np.argsort(-similarity, axis=1, kind="stable")[:, : max(ks)]
+    top = np.take_along_axis(similarity, near, axis=1) / temperature
+    weight = np.exp(top - top.max(1, keepdims=True))
+    weight /= weight.sum(1, keepdims=True)
+    votes = np.eye(classes)[y[near]] * weight[:, :, None]
+    return {k: votes[:, :k].sum(1) for k in ks}
+
+
+def test_the_votes_are_dinov2s():
+    y, truth = np.arange(600) % 5, np.arange(200) % 5
+    x = h(range(600), range(12)) + 1.0 * np.eye(5, 12)[y]
+    queries = h(range(2000, 2200), range(12)) + 1.0 * np.eye(5, 12)[truth]
+    theirs = dinov2s(x, y, queries, 5, ks := (10, 20, 100, 200))
+    for k in ks:
+        ours = knn.votes(*map(torch.from_numpy, (x, y, queries)), classes=5, k=k).numpy()
+        assert (ours.argmax(1) == theirs[k].argmax(1)).all()
+        assert ours == pytest.approx(theirs[k] / theirs[k].sum(1, keepdims=True), abs=1e-12)
+    assert 0.5 < (theirs[20].argmax(1) == truth).mean() < 1
+
+
 def test_fewer_references_than_k_all_vote():
     x, y, queries, _ = card_case()
     found = knn.votes(*map(torch.from_numpy, (x[:7], y[:7], queries)), classes=3, k=20)
