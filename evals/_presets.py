@@ -1,4 +1,4 @@
-"""The linear probe as DINOv2, MAE and DDAE take it: presets of the eval `linear` (cards evaluation 1, mae 5, ddae 6).
+"""The linear probe as DINOv2, MAE and DDAE take it: presets of the eval `online` (cards evaluation 1, mae 5, ddae 6).
 
 What is theirs is in RECIPES. What is ours, the same for every method: the taps are the harness's candidates (DINOv2 has
 four feature variants too: the last 1 or 4 blocks, with or without the pooled patches; MAE reads the class token; DDAE
@@ -21,7 +21,7 @@ from harness.method import Augment, Tap
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evals.linear import Config
+    from evals.online import Config
 
 
 def _cosine(done: float, epochs: int) -> float:
@@ -62,9 +62,9 @@ class Length:
 LENGTHS = {"paper": Length(epochs=0, images=0, batch=512), "short": Length(epochs=5, images=4_000, batch=128)}
 
 
-def settled(config: Config) -> tuple[Recipe, Length]:
-    """The recipe and the length that `config` asks for: its preset's and its length's, but for what it sets itself."""
-    recipe, length = RECIPES[config.preset], LENGTHS[config.length]
+def settled(config: Config, preset: str) -> tuple[Recipe, Length]:
+    """The recipe and the length that `config` asks of `preset`: theirs, but for what it sets itself."""
+    recipe, length = RECIPES[preset], LENGTHS[config.length]
     rates = recipe.rates if config.length == "paper" else tuple(rate * recipe.faster for rate in recipe.rates)
     return replace(recipe, rates=(config.rate,) if config.rate else rates), Length(
         epochs=config.epochs or length.epochs or recipe.epochs,
@@ -76,19 +76,14 @@ def settled(config: Config) -> tuple[Recipe, Length]:
 # -- the record -------------------------------------------------------------------------------------------------------
 
 
-def evaluate(context: Context, config: Config) -> Outcome | None:
-    """The preset's number, the mean of `config.seeds` trainings: each has its own start, order, augmentation and noise.
-
-    None on snapshots, for which it is too dear.
-    """
-    if context.cheap:
-        return None
-    recipe, length = settled(config)
+def evaluate(context: Context, config: Config, preset: str) -> Outcome:
+    """The mean of `config.seeds` trainings, each with its own start, order, augmentation and noise."""
+    recipe, length = settled(config, preset)
     images = context.part("fit" if recipe.select else "train").first(length.images or None)
 
     def trained(number: int, recipe: Recipe, taps: Sequence[Tap]) -> Heads:
         repeat = context.repeat(number)
-        return train(repeat, recipe, taps, images, length.epochs, length.batch, repeat.rng.at("linear", config.preset))
+        return train(repeat, recipe, taps, images, length.epochs, length.batch, repeat.rng.at("online", preset))
 
     chosen: dict[str, Any] = {"epochs": length.epochs, "batch": length.batch, "images": images.n}
     if recipe.select:
@@ -104,7 +99,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         every = [trained(number, recipe, [tap]) for number in range(config.seeds)]
     answers = [_on_test(context, number, heads, tap, recipe.rates[0]) for number, heads in enumerate(every)]
     about = {"table": "representation", "note": _note(recipe, length, images.n)}
-    key, title = f"linear_{config.preset}", f"linear probe ({recipe.who})"
+    key, title = f"online_{preset}", f"linear probe ({recipe.who})"
     numbers = accuracies(key, title, answers, context.labels("test"), context.data, **about)
     return Outcome(numbers, chosen, trials)
 

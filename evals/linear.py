@@ -4,15 +4,12 @@ The tap and then C are chosen on the select part; the probe is fitted again on a
 standardise the features, and looks at the test part once, or where the tap has noise once for each draw of it. Every C
 is solved to convergence, which is what scikit-learn's L-BFGS arrives at, given the iterations
 (tests/evals/test_linear.py).
-
-Other people's protocols are presets: they train their heads while augmented images pass through the network
-(evals/_presets.py), and each has a column of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,25 +27,16 @@ NOTE = "logistic regression on frozen features; tap and C chosen on held-out tra
 
 @dataclass(frozen=True)
 class Config:
-    preset: Literal["lbfgs", "dinov2", "mae", "ddae"] = "lbfgs"
     taps: int = 4  # candidates, the method's own first; 0 is all of them
     c_low: float = 1e-5
     c_high: float = 1e4
     c_count: int = 10  # log-spaced; the card finds 10 enough
     widen: int = 3  # further steps at most, where the best C stands at an edge of the grid
-    seeds: int = 3  # of the noise at a noisy tap, a clean one has nothing to repeat; of a preset's whole training
-    # Of the presets that pass images through the network; what is 0 is as in their length (evals/_presets.py).
-    length: Literal["paper", "short"] = "paper"
-    epochs: int = 0
-    images: int = 0
-    batch: int = 0
-    rate: float = 0.0  # one base rate instead of theirs
+    seeds: int = 3  # of the noise at a noisy tap; a clean one has nothing to repeat
 
     def __post_init__(self) -> None:
         if self.taps < 0 or self.seeds < 1 or self.c_count < 2 or self.widen < 0:
             raise ValueError("taps and widen must be at least 0, seeds at least 1, c_count at least 2")
-        if min(self.epochs, self.images, self.batch, self.rate) < 0 or self.batch == 1 or self.images == 1:
-            raise ValueError("epochs, images, batch and rate must be 0 or more; a batch norm needs 2 images")
         if not 0 < self.c_low < self.c_high:
             raise ValueError("c_low and c_high must be positive, c_low the smaller")
 
@@ -58,18 +46,14 @@ class Config:
 
 
 def recipe(size: str) -> Config:
-    """The same for every size, but for the length of presets."""
-    return Config(length="short") if size == "nano" else Config()
+    """The same for every size."""
+    return Config()
 
 
-def evaluate(context: Context, config: Config) -> Outcome | None:
+def evaluate(context: Context, config: Config) -> Outcome:
     from evals._accuracy import accuracies
     from harness.evaluation import Outcome
 
-    if config.preset != "lbfgs":
-        from evals import _presets
-
-        return _presets.evaluate(context, config)
     choice = context.choose_tap(config.taps)
     with context.choosing():
         best, scores, problem, notes = choose_c(context, config, choice.tap)

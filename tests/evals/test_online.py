@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from evals import _online, _presets, linear
+from evals import _online, _presets, linear, online
 from evals._online import Heads
 from evals._presets import RECIPES
 from harness.data.dataset import Part
@@ -25,7 +25,7 @@ WHO = Subject(reference="toy")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "probes.json").read_text())
 ONE, OTHER = Tap("one"), Tap("other")
 PRESETS = sorted(RECIPES)
-QUICK = linear.Config(epochs=2, batch=32, length="short", seeds=2)
+QUICK = online.Config(epochs=2, batch=32, length="short", seeds=2)
 
 
 def numbers(rows, columns) -> torch.Tensor:
@@ -166,13 +166,13 @@ class Watched(Method):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_step_has_its_own_augmentation_and_noise(tmp_path, preset):
     method = Watched()
-    config = dataclasses.replace(QUICK, preset=preset, images=64, seeds=2, epochs=3)
-    record = evaluate("linear", context(tmp_path, method), config, subject=WHO)
+    config = dataclasses.replace(QUICK, presets=(preset,), images=64, seeds=2, epochs=3)
+    record = evaluate("online", context(tmp_path, method), config, subject=WHO)
     steps = [(images, key) for images, key in method.seen if len(images) == 32]
     assert len(steps) == 2 * 3 * 2 and len({key for _, key in steps}) == len(steps)
     shown = torch.cat([images for images, _ in steps]).flatten(1)
     assert len(shown.unique(dim=0)) > 0.9 * len(shown)  # seldom an image twice in the same way
-    assert record.chosen["images"] == 64
+    assert record.chosen[preset]["images"] == 64
     tests = {key for images, key in method.seen if len(images) == 120}
     assert len(tests) == 2  # a noisy tap is read anew for each training
 
@@ -180,7 +180,9 @@ def test_every_step_has_its_own_augmentation_and_noise(tmp_path, preset):
 def test_the_last_smaller_batch_is_a_step_of_ddaes_only(tmp_path):
     for preset, sizes in {"mae": {32}, "ddae": {32, 6}}.items():
         method = Watched()
-        evaluate("linear", context(tmp_path, method), dataclasses.replace(QUICK, preset=preset, images=70), subject=WHO)
+        evaluate(
+            "online", context(tmp_path, method), dataclasses.replace(QUICK, presets=(preset,), images=70), subject=WHO
+        )
         assert {len(images) for images, _ in method.seen} - {1, 44, 90, 120, 256} == sizes
 
 
@@ -213,31 +215,31 @@ def shades(poisoned: bool = False) -> ToyData:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_a_linear_head_can_tell_is_found(tmp_path, preset):
     config = dataclasses.replace(
-        QUICK, preset=preset, epochs=12, batch=16, rate={"ddae": 0.05, "mae": 100.0, "dinov2": 0}[preset]
+        QUICK, presets=(preset,), epochs=12, batch=16, rate={"ddae": 0.05, "mae": 100.0, "dinov2": 0}[preset]
     )
-    record = evaluate("linear", context(tmp_path, Shades(), shades()), config, subject=WHO)
-    number = record.numbers[f"linear_{preset}_top1"]
+    record = evaluate("online", context(tmp_path, Shades(), shades()), config, subject=WHO)
+    number = record.numbers[f"online_{preset}_top1"]
     assert number.value > 95 and number.n == 120 and len(number.values) == 2
     assert record.chosen["tap"] == "shade" and len(record.test_opened) == 1
 
 
 def test_the_test_part_has_no_say_in_the_choice(tmp_path):
-    config = dataclasses.replace(QUICK, preset="dinov2")
+    config = dataclasses.replace(QUICK, presets=("dinov2",))
     sound, poisoned = (
-        evaluate("linear", context(tmp_path / str(p), Shades(), shades(p)), config, subject=WHO) for p in (False, True)
+        evaluate("online", context(tmp_path / str(p), Shades(), shades(p)), config, subject=WHO) for p in (False, True)
     )
     assert sound.chosen == poisoned.chosen and sound.trials == poisoned.trials == 2 * 13
-    values = sound.numbers["linear_dinov2_top1"].values, poisoned.numbers["linear_dinov2_top1"].values
+    values = sound.numbers["online_dinov2_top1"].values, poisoned.numbers["online_dinov2_top1"].values
     assert [100 - v for v in values[0]] == pytest.approx(values[1])
-    assert set(sound.chosen["scores"]) == {
+    assert set(sound.chosen["dinov2"]["scores"]) == {
         f"{tap} {rate:g}" for tap in ("nothing", "shade") for rate in (10 * r for r in RECIPES["dinov2"].rates)
     }
 
 
 def test_dinov2s_heads_are_trained_on_fit_and_the_others_on_all_of_train(tmp_path):
     for preset, images in {"dinov2": 300, "mae": 390, "ddae": 390}.items():
-        config = dataclasses.replace(QUICK, preset=preset, epochs=1, seeds=1)
-        assert evaluate("linear", context(tmp_path, Toy()), config, subject=WHO).chosen["images"] == images
+        config = dataclasses.replace(QUICK, presets=(preset,), epochs=1, seeds=1)
+        assert evaluate("online", context(tmp_path, Toy()), config, subject=WHO).chosen[preset]["images"] == images
 
 
 def test_a_head_that_diverged_is_never_the_best():
@@ -249,45 +251,47 @@ def test_a_head_that_diverged_is_never_the_best():
 
 
 def test_equal_input_gives_equal_bits_and_seeds_differ(tmp_path):
-    config = dataclasses.replace(QUICK, preset="mae", epochs=4)
+    config = dataclasses.replace(QUICK, presets=("mae",), epochs=4)
     one, two = (
-        evaluate("linear", context(tmp_path / name), config, subject=WHO).model_dump(exclude={"ledger"})
+        evaluate("online", context(tmp_path / name), config, subject=WHO).model_dump(exclude={"ledger"})
         for name in "ab"
     )
-    assert one == two and len(set(one["numbers"]["linear_mae_top1"]["values"])) == 2
+    assert one == two and len(set(one["numbers"]["online_mae_top1"]["values"])) == 2
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_presets_have_columns_of_their_own_and_do_not_run_on_snapshots(tmp_path):
-    titles = set()
-    for preset in ("lbfgs", *PRESETS):
-        config = dataclasses.replace(QUICK, preset=preset, epochs=1, seeds=1)
-        titles |= {n.title for n in evaluate("linear", context(tmp_path), config, subject=WHO).numbers.values()}
-        cheap = evaluate("linear", context(tmp_path, cheap=True), config, subject=WHO)
-        assert (cheap is None) == (preset != "lbfgs")
-    assert titles == {
-        "linear probe top-1 %",
+def test_presets_stand_side_by_side_in_columns_of_their_own(tmp_path):
+    config = dataclasses.replace(QUICK, presets=online.PRESETS, epochs=1, seeds=1)
+    data = toy_data()
+    record = evaluate("online", context(tmp_path, data=data), config, subject=WHO)
+    assert [number.title for number in record.numbers.values()] == [
         "linear probe (DINOv2's heads) top-1 %",
         "linear probe (MAE's LARS) top-1 %",
         "linear probe (DDAE's Adam) top-1 %",
-    }
+    ]
+    alone = evaluate("online", context(tmp_path), dataclasses.replace(config, presets=("ddae",)), subject=WHO)
+    assert alone.numbers["online_ddae_top1"] == record.numbers["online_ddae_top1"]
+    assert len(record.test_opened) == 3  # each preset's own look
+    assert record.trials == sum((4 * 13, 4, 4))
+    probe = evaluate("linear", context(tmp_path), linear.Config(), subject=WHO)
+    assert not {n.title for n in probe.numbers.values()} & {n.title for n in record.numbers.values()}
 
 
 def test_the_papers_length_is_one_setting_away_from_the_short_one():
-    short = dataclasses.replace(linear.recipe("nano"), preset="mae")
-    recipe, length = _presets.settled(short)
+    short = dataclasses.replace(online.recipe("nano"), presets=("mae",))
+    recipe, length = _presets.settled(short, "mae")
     assert length == _presets.Length(5, 4_000, 128) and recipe.rates == (30.0,)
-    recipe, length = _presets.settled(dataclasses.replace(short, length="paper"))
+    recipe, length = _presets.settled(dataclasses.replace(short, length="paper"), "mae")
     assert length == _presets.Length(90, 0, 512) and recipe.rates == (0.1,)
-    recipe, length = _presets.settled(dataclasses.replace(short, epochs=7, images=50, batch=16, rate=3.0))
+    recipe, length = _presets.settled(dataclasses.replace(short, epochs=7, images=50, batch=16, rate=3.0), "mae")
     assert length == _presets.Length(7, 50, 16) and recipe.rates == (3.0,)
-    epochs = {name: _presets.settled(linear.Config(preset=name))[1].epochs for name in PRESETS}
+    epochs = {name: _presets.settled(online.Config(presets=(name,)), name)[1].epochs for name in PRESETS}
     assert epochs == {"dinov2": 10, "mae": 90, "ddae": 15}
 
 
 @pytest.mark.parametrize("odd", [{"epochs": -1}, {"batch": 1}, {"images": 1}, {"rate": -0.1}])
 def test_odd_lengths_are_refused(odd):
     with pytest.raises(ValueError, match="0 or more"):
-        linear.Config(**odd)
+        online.Config(**odd)
