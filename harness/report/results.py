@@ -198,6 +198,8 @@ class _Builder:
             said.append(f"over {len(numbers)} of {len(line.records)} seeds")
         plain, plain_half = fixed(mean, digits), None if half is None else fixed(half, digits)
         text = plain if plain_half is None else f"{plain} ± {plain_half}"
+        if len(numbers) == 1 and numbers[0].half is not None:
+            text = f"{plain} (± {fixed(numbers[0].half, digits)})"
         beaten = any(self._not_better(line, rival, place) for rival in line.rivals.values())
         return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten)
 

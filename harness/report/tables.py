@@ -12,7 +12,9 @@ from harness.report.layout import Section, Table
 from harness.report.sections import gather
 from harness.store import Study
 
-SEEDS = "± is the half-width of the 95 % t-interval over seeds."
+SEEDS = (
+    "± is the half-width of the 95 % t-interval over seeds; in brackets, where there is one, over the eval's own repeats."
+)
 ABSENT = "— was not measured."
 REPRESENTATION = (
     "Frozen features on the test part; tap and settings are chosen on the select part. “≤” marks a method "

@@ -14,7 +14,7 @@ import pytest
 from harness import store
 from harness.errors import HarnessError
 from harness.ledger import ACCOUNTS
-from harness.records import RunRecord, Spend
+from harness.records import Number, RunRecord, Spend
 from harness.records import TestOpened as Opened
 from harness.report import render
 from harness.report.layout import footnotes
@@ -325,3 +325,17 @@ def test_a_long_account_has_one_unit_for_its_column() -> None:
     assert cells(made, "umd")["train (charged), h"] == "10.0"
     assert cells(made, "mae")["train (charged), h"] == "0.03"
     assert cells(made, "mae")["wait, s"] == "—"
+
+
+def test_one_seeds_own_repeats_are_shown_in_brackets_and_never_beside_an_interval_over_seeds():
+    def repeated(run, value):
+        number = Number(
+            value=value, half=0.44, values=[value, value], title="shots", table="representation", better="higher", n=9
+        )
+        return made_eval(run, "linear", value, numbers={"value": number})
+
+    runs = [made_run("alpha", 0), made_run("alpha", 1), made_run("beta", 0)]
+    evals = [repeated(run, value) for run, value in zip(runs, (50.0, 52.0, 60.0), strict=True)]
+    made = table("Representation", runs, evals)
+    assert cells(made, "beta")["shots ↑"] == "60.0 (± 0.4)"
+    assert cells(made, "alpha")["shots ↑"] == "51.0 ± 12.7"
