@@ -111,6 +111,10 @@ _ENTRIES = (
           metric="mean-per-class"),
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+# Of the eval `segmentation`; images with masks and no labels, so not for --dataset.
+CAMVID = Entry("camvid", "CamVid (128 x 96)", 3, 128, 11, True, "packed", 468, 233,
+               "made 128 x 96: not comparable with published CamVid figures; val is what choices are made on",
+               "CC BY-NC 4.0", ("camvid128",), ("camvid.npz",))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,17 @@ class Row(NamedTuple):
 
 
 def list_rows(data_dir: Path | None = None) -> list[Row]:
-    """One row for each name that `--dataset` takes."""
+    """One row for each name that `--dataset` takes, and for the data sets that evals have of their own."""
     rows = [_row(name, item) for name, item in zip(catalog.ENTRIES, available(data_dir), strict=True)]
     how = "PATH/train/CLASS/*.jpg with test/ or val/; or PATH/CLASS/*.jpg"
     size = f"{catalog.FOLDER_SIZE} px"
-    return [*rows, Row("folder:PATH", "any image folder", "", size, how, "folder:PATH?size=96&mirror=0 sets both")]
+    rows.append(Row("folder:PATH", "any image folder", "", size, how, "folder:PATH?size=96&mirror=0 sets both"))
+    masks = catalog.CAMVID
+    found = catalog.locate(masks, data_dir)
+    missing = f"missing: set HARNESS_DATA to the folder that holds {masks.places[0]}/{masks.files[0]}"
+    note = f"for segmentation.data, which also takes voc:PATH, ade:PATH, masks:PATH; {masks.note}"
+    counts = f"{masks.train_n:,} + {masks.test_n:,}"
+    return [*rows, Row(masks.name, masks.title, counts, "masks", str(found.where) if found else missing, note)]
 
 
 def _row(name: str, item: Available) -> Row:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from harness.data import catalog, packed, stored
-from harness.data.catalog import Entry
+from harness.data.catalog import CAMVID
 from harness.data.folder import SUFFIXES
 from harness.data.stored import Encoded
 from harness.errors import HarnessError, unknown
@@ -28,9 +28,6 @@ IGNORED = 255  # in masks as they are handed on, whatever a data set writes
 LONGEST = 512  # px; images of a longer side are shrunk to it, their masks with them
 SELECT_SHARE = 0.1
 
-CAMVID = Entry("camvid", "CamVid (128 x 96)", 3, 128, 11, True, "packed", 468, 233,
-               "made 128 x 96: not comparable with published CamVid figures; val is what choices are made on",
-               "CC BY-NC 4.0", ("camvid128",), ("camvid.npz",))  # fmt: skip
 VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",

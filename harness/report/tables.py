@@ -13,7 +13,8 @@ from harness.report.sections import gather
 from harness.store import Study
 
 SEEDS = (
-    "± is the half-width of the 95 % t-interval over seeds; in brackets, where there is one, over the eval's own repeats."
+    "± is the half-width of the 95 % t-interval over seeds; in brackets, where there is one seed, over the eval's own "
+    "repeats."
 )
 ABSENT = "— was not measured."
 REPRESENTATION = (

@@ -166,7 +166,7 @@ def test_the_original_cifar10_wins_over_the_jpeg_copy(tmp_path):
 
 def test_rows_say_where_data_lie_or_how_to_have_them(capsys):
     rows = {row.name: row for row in list_rows()}
-    assert list(rows) == [*catalog.ENTRIES, "folder:PATH"]
+    assert list(rows) == [*catalog.ENTRIES, "folder:PATH", "camvid"]
     assert rows["digits"].where == "inside scikit-learn" and rows["digits"].images == "1,438 + 359"
     assert rows["cifar100"].where == "missing: python -m harness data fetch cifar100"
     run_action("list", None)
