@@ -75,10 +75,12 @@ def draw(scores: dict[str, float], chosen: str, path: Path) -> None:
     cells = np.full((len(layers), len(levels)), np.nan)
     figure = Figure((1.6 + 0.9 * len(levels), 1.2 + 0.34 * len(layers)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    low, high = min(scores.values()), max(scores.values())
     for tap, (layer, level) in parts.items():
         row, column = layers.index(layer), levels.index(level)
         cells[row, column] = scores[tap]
-        axes.text(column, row, f"{scores[tap]:.1f}", ha="center", va="center", fontsize=8)
+        ink = "white" if scores[tap] > low + 0.6 * (high - low) else "black"  # on the colour map's dark end
+        axes.text(column, row, f"{scores[tap]:.1f}", ha="center", va="center", fontsize=8, color=ink)
         if tap == chosen:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, linewidth=2))
     axes.imshow(cells, cmap="YlGn", aspect="auto")
