@@ -5,7 +5,6 @@ Shapes: B images, D map width, P side of the square in px, G side of its map.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 
 from evals import _detectors
 from evals._average_precision import Detections, Precision, average_precision
+from evals._depths import trainable_copy
 from evals._detectors import Detector
 from evals._samples import write_picture
 from evals._squares import Kept, Squares, Within, from_square, into_square, moments
@@ -163,7 +163,7 @@ class Work:
         network, groups = self.network, [{"params": list(detector.parameters()), "lr": rate}]
         learns = config.train_backbone and any(True for _ in network.parameters())  # raw pixels have none
         if learns:
-            network = _learning(self.network)
+            network = trainable_copy(self.network)
             weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
             groups.append({"params": weights, "lr": rate * config.backbone_rate})
 
@@ -204,14 +204,6 @@ class Work:
     def _precision(self, squares: Squares, found: Sequence[Detections]) -> Precision:
         truth = [squares.part.objects(i) for i in range(len(squares))]
         return average_precision(found, truth, self.data.spec.classes)
-
-
-def _learning(network: Method) -> Method:
-    """A copy whose weights learn, but for those of a network that was trained before it."""
-    learner = copy.deepcopy(network).requires_grad_(True)
-    if (before := learner.preparation()) is not None:
-        before.objective.requires_grad_(False)
-    return learner
 
 
 def _draw(path: Path, squares: Squares, found: Sequence[Detections], names: Sequence[str]) -> None:

@@ -114,18 +114,29 @@ class Extractor(NamedTuple):
         return self.look(images).logits.argmax(dim=1)
 
 
+WEIGHTS = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
+UNSET = "set the eval's `inception` (or HARNESS_INCEPTION) to that file, or unset it for the stand-in"
+
+
+def require_file(path: Path) -> None:
+    """Raise HarnessError where there is no file of Inception's weights."""
+    if not path.is_file():
+        raise HarnessError(f"no Inception weights at {path}", WEIGHTS, UNSET)
+
+
 def inception(path: Path, device: torch.device | str) -> Extractor:
     """torch-fidelity's Inception with weights from `path`. Raises HarnessError for a file that is not those."""
-    expected = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
-    next_step = "set the eval's `inception` (or HARNESS_INCEPTION) to that file, or unset it for the stand-in"
-    if not path.is_file():
-        raise HarnessError(f"no Inception weights at {path}", expected, next_step)
+    require_file(path)
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # the library itself would run any pickle
+    except Exception as error:  # whatever a file of anything makes a loader raise
+        raise HarnessError(
+            f"{path} holds no Inception weights: it is no file of tensors that can be read safely", WEIGHTS, UNSET
+        ) from error
+    try:
         net = _create(INCEPTION, ["2048", "logits_unbiased"], path)
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HarnessError(f"{path} holds no Inception weights: {reason}", expected, next_step) from error
+        raise HarnessError(f"{path} holds no Inception weights, but other tensors", WEIGHTS, UNSET) from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = {"extractor": INCEPTION, "extractor_sha256": checksum}
     return Extractor(net.to(device), "Inception", checksum, facts)

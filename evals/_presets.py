@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals._accuracy import accuracies, top1
 from evals._online import Heads, Recipe, guesses, train
+from harness.errors import HarnessError
 from harness.evaluation import Context, Outcome
 from harness.method import Augment, Tap
 
@@ -98,7 +99,13 @@ def evaluate(context: Context, config: Config, preset: str) -> Outcome:
         chosen |= {"tap": str(tap), "rate": recipe.rates[0], "tap_scores": choice.scores}
         every = [trained(number, recipe, [tap]) for number in range(config.seeds)]
     answers = [_on_test(context, number, heads, tap, recipe.rates[0]) for number, heads in enumerate(every)]
-    about = {"table": "representation", "note": _note(recipe, length, images.n)}
+    if any((answer < 0).any() for answer in answers):
+        raise HarnessError(
+            f"a head of {recipe.who} diverged at base rate {recipe.rates[0]:g}",
+            "a finite loss",
+            "a lower online.rate, the same for every method",
+        )
+    about = {"table": "representation", "note": _note(recipe, length, images.n, preset)}
     key, title = f"online_{preset}", f"linear probe ({recipe.who})"
     numbers = accuracies(key, title, answers, context.labels("test"), context.data, **about)
     return Outcome(numbers, chosen, trials)
@@ -119,9 +126,13 @@ def _on_test(context: Context, number: int, heads: Heads, tap: Tap, rate: float)
     return guesses(heads, source.features([tap], "test"), context.device)[tap, rate]
 
 
-def _note(recipe: Recipe, length: Length, images: int) -> str:
+def _note(recipe: Recipe, length: Length, images: int, preset: str) -> str:
+    theirs = RECIPES[preset]
     part = "fit, the best of all heads on select" if recipe.select else "train"
-    rate = "" if recipe.select else f", base rate {recipe.rates[0]:g}"
+    rate = "" if recipe.select else f", base rate {recipe.rates[0]:g} (theirs {theirs.rates[0]:g})"
+    if recipe.select and recipe.faster != 1 and length.epochs < theirs.epochs:
+        rate = f", base rates {recipe.faster:g} times theirs"
     return (
-        f"{recipe.who}: {images:,} images of {part}, augmented, {length.epochs} epochs of {length.batch} a step{rate}"
+        f"{recipe.who}: {images:,} images of {part}, augmented, {length.epochs} epochs (theirs {theirs.epochs}) of "
+        f"{length.batch} a step{rate}"
     )

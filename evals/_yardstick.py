@@ -51,26 +51,43 @@ def extractors(context: Context, names: Iterable[str], inception: str | None) ->
     return [_extractor(context, name, path) for name in names]
 
 
-def _extractor(context: Context, name: str, inception: str | None) -> Extractor:
+def find(names: Iterable[str], inception: str | None, data_dir: Path | None) -> None:
+    """Raise HarnessError where the file of a network is not here; none is loaded."""
+    path = inception or os.environ.get(ENVIRONMENT)
+    for name in names:
+        _require_weights(name, path)
+        if name in (AUTO, INCEPTION) and path:
+            _extractors.require_file(Path(path))
+        elif name not in (AUTO, INCEPTION, _standin.NAME):
+            _classifier(name, data_dir)
+
+
+def _require_weights(name: str, inception: str | None) -> None:
     if name == INCEPTION and not inception:
         raise HarnessError(
             "the extractor 'inception' without weights",
             "a path in generation.inception or in HARNESS_INCEPTION",
             "generation.extractors=auto takes Inception where it can be had",
         )
+
+
+def _extractor(context: Context, name: str, inception: str | None) -> Extractor:
+    _require_weights(name, inception)
     if name in (AUTO, INCEPTION) and inception:
         return _extractors.inception(Path(inception), context.device)
     if name in (AUTO, _standin.NAME):
         return _extractors.stand_in(context.data, context.cache, context.device)
-    return _extractors.resnet(_classifier(name), context.data, context.device)
+    return _extractors.resnet(_classifier(name, context.data_dir), context.data, context.device)
 
 
-def _classifier(name: str) -> Path:
+def _classifier(name: str, data_dir: Path | None) -> Path:
     """The file of a classifier: a path, or a name under weights/ of a data folder."""
     if name.endswith(".safetensors") or os.sep in name:
         return Path(name).expanduser()
     found = {
-        path.stem: path for folder in catalog.data_folders() for path in sorted((folder / WEIGHTS).glob("*resnet*"))
+        path.stem: path
+        for folder in catalog.data_folders(data_dir)
+        for path in sorted((folder / WEIGHTS).glob("*resnet*"))
     }
     if name not in found:
         raise unknown("extractor", name, [AUTO, INCEPTION, _standin.NAME, *found], "or the path of a .safetensors file")

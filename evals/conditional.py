@@ -17,6 +17,7 @@ from harness.budget import parse_budget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -97,6 +98,13 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         shown, columns = _by_rows(sets[0].first, context.data.spec.classes, config)
         _samples.write_picture(context.pictures / pictures[-1], shown, columns)
     return Outcome(numbers, facts, pictures=pictures, notes=notes)
+
+
+def require(config: Config, data_dir: Path | None) -> None:
+    """Raise HarnessError where a file of weights that is named is not here."""
+    from evals import _yardstick
+
+    _yardstick.find([_yardstick.AUTO], config.inception, data_dir)
 
 
 def _with_labels(context: Context, config: Config) -> tuple[Method, dict[str, Any], list[str]]:

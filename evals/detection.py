@@ -119,6 +119,11 @@ def require(config: Config, data_dir: Path | None) -> None:
         boxes.find(name, data_dir)
 
 
+def revisions(config: Config, data_dir: Path | None) -> dict[str, str]:
+    """Of each data set, by name."""
+    return {data.spec.name: data.revision for data in _load(config, data_dir)}
+
+
 def _load(config: Config, data_dir: Path | None) -> list[BoxData]:
     from harness.data import boxes
     from harness.errors import HarnessError

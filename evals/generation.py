@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from evals._extractors import Extractor, Seen
     from evals._neighbours import Held
@@ -78,6 +79,8 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         real = {(e.label, "train"): _yardstick.reference(context, e, "train") for e in extractors}
     if "test" in config.references:
         real |= {(e.label, "test"): _yardstick.reference(context, e, "test") for e in extractors}
+    held = {e.label: _neighbours.held(real[e.label, "train"], context.data.fit_n) for e in extractors}
+    _require_enough(config, real)
     before = context.ledger.snapshot()["sample"]
     looks = [extractor.look for extractor in extractors]
     sets = [
@@ -97,9 +100,10 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
     notes = _notes(sampler, config, sets)
     for i, extractor in enumerate(extractors):
         train = real[extractor.label, "train"]
-        held = _neighbours.held(train, context.data.fit_n)
         references = {name: real[extractor.label, name] for name in config.references}
-        found, about = _numbers(context, config, extractor, [s.seen[i] for s in sets], references, held)
+        found, about = _numbers(
+            context, config, extractor, [s.seen[i] for s in sets], references, held[extractor.label]
+        )
         checks = {"canary": _canary.canary(extractor, train, config.samples, "train")}
         if not sampler:  # once, beside the reference rows: the test part is opened for it
             checks["known"] = _canary.known(context, extractor, train)
@@ -111,11 +115,31 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
         about |= extractor.facts | {name: check.facts for name, check in checks.items()}
         facts |= about if i == 0 else {extractor.facts["extractor"]: about}
         if i == 0:
-            pictures, filled = _pictures(context, config, sets[0], extractor, held)
+            pictures, filled = _pictures(context, config, sets[0], extractor, held[extractor.label])
             facts |= filled
             if knows := filled.get("reconstruction", {}).get("knows"):
                 notes.append(f"{PANELS} is drawn knowing {knows}")
     return Outcome(numbers, facts, pictures=pictures, notes=notes)
+
+
+def require(config: Config, data_dir: Path | None) -> None:
+    """Raise HarnessError where a file of weights that is named is not here."""
+    from evals import _yardstick
+
+    _yardstick.find(config.extractors, config.inception, data_dir)
+
+
+def _require_enough(config: Config, real: Mapping[Any, Real]) -> None:
+    """Raise HarnessError, before samples are drawn, where there are too few real images for a metric."""
+    from harness.errors import HarnessError
+
+    least = min(len(one.features) for one in real.values())
+    if config.kernel_size > least:
+        raise HarnessError(
+            f"generation.kernel_size is {config.kernel_size}, and there are {least} real images",
+            "a subset of no more images than there are",
+            f"generation.kernel_size={least}, the same for every method",
+        )
 
 
 def _numbers(
@@ -139,7 +163,10 @@ def _numbers(
         near = min(n, len(real.features), _frechet.MOST)
         for key, (word, better, numbers) in found.items():
             count = near if key in ("precision", "recall") else n
-            values[f"{key}_{name}"] = (word, better, count, name, note, numbers)
+            blur = (
+                "; at small counts blurred samples have a high one: read it with recall" if key == "precision" else ""
+            )
+            values[f"{key}_{name}"] = (word, better, count, name, note + blur, numbers)
     word = "IS" if extractor.is_inception else "class score"
     note = f"the inception score's formula on this network's classes, {config.score_splits} split(s) of each set"
     scores = [_frechet.score(one.logits, config.score_splits) for one in seen]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.evaluation import Context, Outcome
 
 TITLE = "linear probe at the best of all taps"
-PROTOCOL = 1
+PROTOCOL = 1 + linear.PROTOCOL  # its own, and its probe's
 NEEDS = "features"
 FULL_ONLY = True
 

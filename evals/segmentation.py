@@ -71,9 +71,18 @@ def recipe(size: str) -> Config:
 def require(config: Config, data_dir: Path | None) -> None:
     """Raise HarnessError where a data set is not here."""
     from harness.data import layouts
+    from harness.errors import HarnessError
 
-    for name in config.data:
-        layouts.find(name, data_dir)
+    names = [layouts.find(name, data_dir).name for name in config.data]
+    if len(set(names)) < len(names):
+        raise HarnessError(f"segmentation.data names {', '.join(names)}", "data sets of different names")
+
+
+def revisions(config: Config, data_dir: Path | None) -> dict[str, str]:
+    """Of each data set, by name."""
+    from harness.data import masks
+
+    return {data.spec.name: data.revision for data in (masks.load(name, data_dir) for name in config.data)}
 
 
 def evaluate(context: Context, config: Config) -> Outcome | None:
@@ -83,6 +92,7 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
     if context.cheap or not context.method.maps():
         return None
+    require(config, context.data_dir)
     loans = [context.borrow(masks.load(name, context.data_dir)) for name in config.data]
     learned = [_learn(context, config, loan.data) for loan in loans]  # all choices, before any test part is opened
     found = Outcome({}, {"tap": ", ".join(str(one.choice.tap) for one in learned)}, trials=0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from evals import _recipe
+from evals import _recipe, finetune
 from evals._recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Shapes: n drawn images, S of each of K classes, D feature width.
 
 TITLE = "few labels"
-PROTOCOL = 1
+PROTOCOL = 1 + finetune.PROTOCOL  # its own, and that of the training it shares
 NEEDS = "features"
 FULL_ONLY = True
 READS = ("taps", "features", "param_groups", "preparation")  # methods equal in these would find the same
@@ -106,7 +106,8 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
             chosen[name] = _about(mine, way)
     tried = {"probe": len(config.c_values), "finetune": len(config.recipe.base_rates)}
     trials = len(context.method.taps()[: config.taps or None]) + sum(tried[way] for way in ways)
-    return Outcome(numbers, chosen, trials, notes=notes)
+    taps = dict.fromkeys(str(draw.choice.tap) for draw in draws)
+    return Outcome(numbers, {"tap": ", ".join(taps)} | chosen, trials, notes=notes)
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------------

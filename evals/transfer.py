@@ -27,6 +27,7 @@ TITLE = "transfer to other data sets"
 PROTOCOL = 1 + linear.PROTOCOL + finetune.PROTOCOL  # its own, and its ways': what raises one raises the sum
 NEEDS = "features"
 FULL_ONLY = True
+READS = finetune.READS
 
 SUITE = ("cifar100", "stl10", "svhn", "flowers102", "pets", "dtd", "eurosat")  # the card's, through torchvision
 SMALL = ("flowers89", "tiny-imagenet100")
@@ -61,6 +62,13 @@ def require(config: Config, data_dir: Path | None) -> None:
         catalog.resolve(name, data_dir)
 
 
+def revisions(config: Config, data_dir: Path | None) -> dict[str, str]:
+    """Of each data set, by name."""
+    from harness.resolve import dataset
+
+    return {data.spec.name: data.revision for data in (dataset(name, data_dir) for name in config.data)}
+
+
 def evaluate(context: Context, config: Config) -> Outcome | None:
     """None on snapshots. Raises HarnessError before any work for a data set that is not here."""
     from harness.evaluation import Outcome
@@ -79,7 +87,8 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
             numbers[f"{way}_mean"] = _mean(way, picked)
         chosen[way] = {name: outcome.chosen for name, outcome in found.items()}
         trials += sum(outcome.trials for outcome in found.values())
-    return Outcome(numbers, chosen, trials)
+    taps = {f"{about['tap']} on {name}": None for of_way in chosen.values() for name, about in of_way.items()}
+    return Outcome(numbers, {"tap": ", ".join(taps)} | chosen, trials)
 
 
 def _places(context: Context, data: Sequence[str]) -> Mapping[str, Context]:

@@ -198,8 +198,8 @@ def _studies(places: list[str]):
             meant.setdefault(path.resolve().parent.parent, []).append(path.resolve().name)
         else:
             Study(path).asked()  # a wrong word is answered before any work
-            whole.add(path)
-            meant.setdefault(path, [])
+            whole.add(path.resolve())
+            meant.setdefault(path.resolve(), [])
     return [(Study(path), () if path in whole else keys) for path, keys in meant.items()]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import store
+from harness import machine, store
 from harness.display import Display
-from harness.errors import CannotWrite, HarnessError, said
+from harness.errors import CannotWrite, HarnessError, said, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.files import explain, write_atomic
 from harness.plugins import eval_plugins
@@ -81,6 +81,7 @@ class _Work:
     display: Display
     data_dir: Path | None = None
     force: bool = False  # evaluate also what has a record
+    done: set[Path] = field(default_factory=set)  # eval records that this command has written
 
 
 def evaluate_study(
@@ -140,6 +141,8 @@ def _kept(place: store.Study, todo: list[Job]) -> list[str]:
 def _each(todo: list[Job], work: _Work, pretrained: Callable[[Job], RunRecord]) -> list[str]:
     """Bring every job, and then the reference rows, to their end; a line for each that failed."""
     failures: list[str] = []
+    for job in todo:  # before any work: the code that runs is that of now
+        machine.code(job.method_class)
     study, place, display = work.study, work.place, work.display
     display.start([job.label for job in todo])
     try:
@@ -147,7 +150,7 @@ def _each(todo: list[Job], work: _Work, pretrained: Callable[[Job], RunRecord]) 
             with _failing(job.label, place.run(job.key), display, failures):
                 record = pretrained(job)
                 if record.state == "finished":
-                    evaluate_run(job, study, place, display, work.data_dir, work.force)
+                    evaluate_run(job, study, place, display, work.data_dir, work.force, work.done)
                 else:
                     failures.append(f"{job.label}: {_state_line(record)}")
                 display.done(job.label, _state_line(record))
@@ -207,7 +210,7 @@ def _failing(label: str, folder: store.RunFolder, display: Display, failures: li
         raise
     except Exception as error:
         write_atomic(folder.error, "".join(traceback.format_exception(error)))
-        failures.append(f"{label}: {said(error)} (see {folder.error})")
+        failures.append(f"{label}: {told(error)}\n            see {folder.error}")
         display.done(label, f"failed: {said(error)}")
 
 

@@ -35,6 +35,12 @@ def said(error: Exception) -> str:
     return first if isinstance(error, HarnessError) else f"{type(error).__name__}: {first}"
 
 
+def told(error: Exception) -> str:
+    """An error with all it says, further lines set in under the first."""
+    lines = str(error).splitlines() if isinstance(error, HarnessError) else [said(error)]
+    return "\n            ".join(line.strip() for line in lines)
+
+
 def unknown(kind: str, name: str, known: Iterable[str], next_step: str = "") -> HarnessError:
     """The error for a name that is not among the known ones, with the nearest known name first."""
     names = sorted(known)

@@ -11,24 +11,28 @@ import hashlib
 import itertools
 import json
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness import checkpoint, machine, store
 from harness.config import plain
 from harness.data.dataset import Dataset
 from harness.display import Display
-from harness.errors import CannotWrite, HarnessError, said
+from harness.errors import CannotWrite, HarnessError, told
 from harness.evaluation import Context, Subject, can, evaluate
 from harness.evaluation.protocol import COMMON
-from harness.files import move
+from harness.files import move, write_atomic
+from harness.fitted import Fitted
 from harness.ledger import Ledger
 from harness.method import Method
 from harness.plugins import load_eval
-from harness.records import EvalRecord, RunRecord
+from harness.records import EvalRecord, RunRecord, TestOpened
 from harness.resolve import Job, dataset, eval_config
 from harness.rng import Rng
 from harness.shared import peers, take_over
@@ -37,6 +41,7 @@ from harness.study import Study
 
 FULL = (0.0, 1.0)
 STAGING = ".pictures"  # below the records, until their eval has come to its end
+LOOKS = "looks.jsonl"  # at the test part, beside the records; of evals that have not come to their end
 
 
 def evaluate_run(
@@ -46,8 +51,11 @@ def evaluate_run(
     display: Display,
     data_dir: Path | None = None,
     force: bool = False,
+    done: set[Path] | None = None,
 ) -> None:
     """Whatever evals of the study this run lacks; all of them anew with `force`, which keeps the old records.
+
+    `done` holds the records that this command has written, and gets those of this run.
 
     Raises HarnessError, naming them, where some fail.
     """
@@ -61,10 +69,12 @@ def evaluate_run(
             job.cell, job.key, share=share, weights="ema" if job.train.ema else "raw", snapshot=weights.name
         )
         missing = [name for name in configs if _applies(name, job.method_class, share, cheap)]
+        same = (weights.name, data_dir)
         if not force:
-            missing = [n for n in missing if not _is_done(place / f"{n}.json", n, configs[n], job.data, weights.name)]
+            missing = [n for n in missing if not _is_done(place / f"{n}.json", n, configs[n], job.data, *same)]
         if job.source is not None:
-            missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, place, weights.name)]
+            fresh = done if force else None
+            missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, place, fresh, *same)]
         if not missing:
             continue
         quick = " (quick)" if cheap else ""
@@ -74,7 +84,7 @@ def evaluate_run(
         run = store.read_as(RunRecord, folder.record)
         about = _About(subject, job.data, place, study_folder.cache(), data_dir, run, cheap)
         where = f" at {share:g} of the budget{quick}"
-        failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where)
+        failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where, done)
     _tell(failed)
 
 
@@ -91,20 +101,39 @@ def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool
     return plugin.NEEDS == "features" or (share == 1.0 and not cheap)
 
 
-def _is_done(path: Path, name: str, config: Any, data: Dataset, snapshot: str | None = None) -> bool:
+def _is_done(
+    path: Path, name: str, config: Any, data: Dataset, snapshot: str | None = None, data_dir: Path | None = None
+) -> bool:
     """Whether a record of the same weights, data, settings and protocol is there."""
     if not path.exists():
         return False
-    found = store.read_as(EvalRecord, path)
+    found, plugin = store.read_as(EvalRecord, path), load_eval(name)
     same = (found.config, found.protocol, found.common, found.data_revision, found.snapshot)
-    return same == (plain(config), load_eval(name).PROTOCOL, COMMON.version, data.revision, snapshot)
+    if same != (plain(config), plugin.PROTOCOL, COMMON.version, data.revision, snapshot):
+        return False
+    own = getattr(plugin, "revisions", None)  # of data sets of its own
+    return own is None or found.cheap or own(config, data_dir).items() >= found.others.items()
 
 
-def _taken_over(name: str, config: Any, job: Job, study_folder: store.Study, place: Path, snapshot: str) -> bool:
-    """Take the eval's record into `place` from a run on which it found what it would on `job`; whether there is one."""
+def _taken_over(
+    name: str,
+    config: Any,
+    job: Job,
+    study_folder: store.Study,
+    place: Path,
+    fresh: set[Path] | None,
+    snapshot: str,
+    data_dir: Path | None,
+) -> bool:
+    """Take the eval's record into `place` from a run on which it found what it would on `job`; whether there is one.
+
+    With `fresh`, only a record that is among them.
+    """
     for key in peers(name, job, study_folder):
         there = study_folder.run(key).path / place.relative_to(study_folder.run(job.key).path) / f"{name}.json"
-        if _is_done(there, name, config, job.data, snapshot):
+        if fresh is not None and there not in fresh:
+            continue
+        if _is_done(there, name, config, job.data, snapshot, data_dir):
             take_over(there, job, place)
             return True
     return False
@@ -150,21 +179,58 @@ class _About:
             run=self.run,
             load=partial(dataset, data_dir=self.data_dir),
             data_dir=self.data_dir,
-            kept=self._kept(type(method), seed, [str(device), precision]),
+            kept=self._kept(method, seed, [str(device), precision]),
+            told=self.look,
         )
 
-    def _kept(self, method: type[Method], seed: int, how: list[str]) -> Path:
-        """Where features are kept until all evals are done: another folder whenever they could be others."""
+    def _kept(self, method: Method, seed: int, how: list[str]) -> Path:
+        """Where features are kept until all evals are done: another folder whenever they could be others.
+
+        What an older code or another precision left there is removed.
+        """
         s = self.subject
-        told = [s.key, s.reference, s.snapshot, s.size, self.data.revision, self.cheap, seed, *how]
-        digest = hashlib.sha256(json.dumps([*told, machine.code(method)]).encode()).hexdigest()[:16]
-        return self.cache / "features" / digest
+        whose = _digest(s.key, s.reference, s.snapshot, s.size, self.cheap)
+        kinds = [type(method), *([type(method.inner)] if isinstance(method, Fitted) else [])]
+        state = _digest(self.data.revision, seed, *how, machine.versions(), *map(machine.code, kinds))
+        folder = self.cache / "features" / whose
+        for stale in folder.glob("*"):
+            if stale.name != state:
+                shutil.rmtree(stale, ignore_errors=True)
+        return folder / state
+
+    # Looks at the test part whose eval has not come to its end, one a line.
+
+    def look(self, look: TestOpened) -> None:
+        self.place.mkdir(parents=True, exist_ok=True)
+        with (self.place / LOOKS).open("a") as file:
+            file.write(look.model_dump_json() + "\n")
+
+    def looks(self, name: str) -> list[TestOpened]:
+        """Of the eval `name`, of attempts before this one."""
+        return [look for look in self._pending() if look.by.startswith(f"{name} of ")]
+
+    def recorded(self, name: str) -> None:
+        """The looks of the eval `name` stand in its record now."""
+        left = [look for look in self._pending() if not look.by.startswith(f"{name} of ")]
+        if left:
+            write_atomic(self.place / LOOKS, "".join(look.model_dump_json() + "\n" for look in left))
+        else:
+            (self.place / LOOKS).unlink(missing_ok=True)
+
+    def _pending(self) -> list[TestOpened]:
+        path = self.place / LOOKS
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [TestOpened.model_validate_json(line) for line in lines]
+
+
+def _digest(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def _run_evals(
-    configs: dict[str, Any], about: _About, method: Method, seed: int, where: str = ""
+    configs: dict[str, Any], about: _About, method: Method, seed: int, where: str = "", done: set[Path] | None = None
 ) -> dict[str, Exception]:
-    """Every eval of `configs`; the error of each that failed, by its name and `where`."""
+    """Every eval of `configs`; the error of each that failed, by its name and `where`. `done` gets the new records."""
     failed: dict[str, Exception] = {}
     context = about.context(method, seed)
     for name, config in configs.items():
@@ -173,36 +239,52 @@ def _run_evals(
         except CannotWrite:
             raise
         except Exception as error:
+            _let_go(error)
             failed[f"{name}{where}"] = error
+        else:
+            if done is not None:
+                done.add(about.place / f"{name}.json")
     shutil.rmtree(context.pictures, ignore_errors=True)
     if not failed:  # what a repeated command would go on from
-        shutil.rmtree(context.kept, ignore_errors=True)
+        shutil.rmtree(context.kept.parent, ignore_errors=True)
     return failed
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of a failure hold, gigabytes at times; where it happened can still be printed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _tell(failed: dict[str, Exception]) -> None:
     """Raise what failed as one error: a line for each, all of them in its traceback."""
     if not failed:
         return
-    first, *others = [f"{name}: {said(error)}" for name, error in failed.items()]
-    errors = list(failed.values())
-    more = f" (and {len(others)} more)" if others else ""
-    raise HarnessError("\n".join([first + more, *others])) from ExceptionGroup("evals that failed", errors)
+    lines = "\n".join(f"{name}: {told(error)}" for name, error in failed.items()).splitlines()
+    if len(failed) > 1:
+        lines[0] += f" (and {len(failed) - 1} more)"
+    raise HarnessError("\n".join(lines)) from ExceptionGroup("evals that failed", list(failed.values()))
 
 
 def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     environment = machine.environment(context.precision, compiled=False)
+    path, pending = about.place / f"{name}.json", about.looks(name)
+    before = store.read_as(EvalRecord, path) if path.exists() else None
     record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
         return
-    path = about.place / f"{name}.json"
-    if path.exists():  # every look at the test split stays on record, also of the evals that this one replaces
-        before = store.read_as(EvalRecord, path)
-        record = record.model_copy(update={"test_opened": [*before.test_opened, *record.test_opened]})
+    # Every look at the test split stays on record: of the eval that this one replaces, and of attempts that failed.
+    earlier = [*(before.test_opened if before else []), *pending]
+    record = record.model_copy(update={"test_opened": [*earlier, *record.test_opened]})
+    if before is not None:
         store.set_aside(path, before)
     for picture in record.pictures:
         move(context.pictures / picture, about.place / picture)
     store.write(path, record)
+    about.recorded(name)
 
 
 def evaluate_as(
@@ -248,7 +330,9 @@ def evaluate_references(
         configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
         configs = {n: c for n, c in configs.items() if not getattr(load_eval(n), "TRAINED_ONLY", False)}
         if not force:
-            configs = {n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data)}
+            configs = {
+                n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data, None, data_dir)
+            }
         if not configs:
             continue
         display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(configs)}")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from harness.data.pixels import to_float
 from harness.errors import HarnessError
-from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Tap, require_taps
+from harness.method import Augment, Batch, DataSpec, Loss, Method, Optim, Preparation, Tap, require_taps
 from harness.rng import Rng
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ class Fitted(Method):
             for number, part in enumerate(slices)
         ]
         return [torch.cat(of_tap) for of_tap in zip(*found, strict=True)]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups()
+
+    def preparation(self) -> Preparation | None:
+        return self.inner.preparation()
 
     def maps(self) -> list[Tap]:
         return self.inner.maps()

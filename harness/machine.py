@@ -68,13 +68,24 @@ def _git(folder: Path, *words: str) -> str:
 
 @functools.cache
 def code(of: type) -> str:
-    """A digest of the code that evaluates the class `of`: the project's packages, and the file that the class is in."""
+    """A digest of the code that evaluates the class `of`: the project's packages, and the whole one of the class.
+
+    It is that of the first call in a process: ask before long work, since files that are edited meanwhile do not run.
+    """
     here = Path(__file__).resolve().parent.parent
+    own = Path(inspect.getfile(of)).resolve()
+    depth = of.__module__.count(".")  # the folder of its top-level package, or of a single module the file alone
     files = [path for package in PACKAGES for path in sorted((here / package).rglob("*.py"))]
+    files += sorted(own.parents[depth - 1].rglob("*.py")) if depth else [own]
     digest = hashlib.sha256()
-    for path in [*files, Path(inspect.getfile(of))]:
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that numbers depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
 def environment(precision: str, compiled: bool) -> Environment:
@@ -84,7 +95,7 @@ def environment(precision: str, compiled: bool) -> Environment:
         cpu_threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,
-        versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        versions=versions(),
         commit=commit(),
     )
 

@@ -61,7 +61,7 @@ def read_as(kind: type[T], path: Path) -> T:
 def set_aside(path: Path, record: EvalRecord) -> None:
     """Keep the eval record at `path`, and its pictures, in `earlier/NAME-NUMBER/`: a new one is to take its place."""
     earlier = path.parent / "earlier"
-    number = 1 + sum(1 for _ in earlier.glob(f"{path.stem}-*"))
+    number = 1 + max((int(found.name.rpartition("-")[2]) for found in earlier.glob(f"{path.stem}-*")), default=0)
     place, making = earlier / f"{path.stem}-{number}", earlier / f".{path.stem}"
     shutil.rmtree(making, ignore_errors=True)
     for name in [path.name, *record.pictures]:

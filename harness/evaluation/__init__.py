@@ -12,6 +12,7 @@ and, where they hold,
     FULL_ONLY = True            it is too dear for snapshots, and is not asked for them
     TRAINED_ONLY = True         its numbers are those of trained weights; untrained ones and references are not asked
     require(config, data_dir)   raises HarnessError where data sets of its own are not here: asked before any work
+    revisions(config, data_dir) those data sets' revisions by name: a record of others is done again
     READS                       what of a method's code its numbers rest on, where that is more than NEEDS tells:
                                 methods that share a pre-training and these are evaluated once (harness/shared.py)
 

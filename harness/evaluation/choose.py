@@ -89,14 +89,16 @@ class Ridge:
     def solve(self) -> None:
         """Find the weights; nothing more can be added afterwards."""
         mean = self._sum / self.n
-        covariance = self._square / self.n - mean.outer(mean)
-        scale = _usable(mean + self._about, covariance.diagonal().clamp_min(0).sqrt())
+        # In place: at raw pixels a further copy would be gigabytes.
+        gram = self._square.div_(self.n).addr_(mean, mean, alpha=-1)
+        scale = _usable(mean + self._about, gram.diagonal().clamp_min(0).sqrt())
         self._prior = self._count / self.n  # the intercept, since x is centred
-        gram = covariance / scale.outer(scale)
+        gram.div_(scale[:, None]).div_(scale)
         gram.diagonal().add_(self.ridge)
         aims = (self._by_class / self.n - mean.outer(self._prior)) / scale[:, None]
         self._weights = torch.linalg.solve(gram, aims) / scale[:, None]  # [D, K]
         self._mean = mean + self._about
+        del self._square
 
     def guess(self, rows: Tensor) -> Tensor:
         """The class [B] of each of `rows` [B, D]."""

@@ -54,6 +54,7 @@ class Context:
         load: Callable[[str], Dataset] | None = None,
         data_dir: Path | None = None,
         kept: Path | None = None,
+        told: Callable[[TestOpened], None] = lambda look: None,
     ) -> None:
         if method.training:
             raise ValueError("the method is in training mode; call .eval() before evaluating it")
@@ -73,6 +74,7 @@ class Context:
         self._parts: dict[str, Images] = {}
         self._choices: dict[int, Choice] = {}
         self.kept = kept  # the folder of features, so that a killed evaluation goes on; None keeps them in memory
+        self._told = told  # of every look at a test part, as it happens
         self._features = self._extractor(None)
 
     def begin(self, by: str) -> None:
@@ -126,6 +128,7 @@ class Context:
                 precision=self.precision,
                 ledger=self.ledger,
                 run=self.run,
+                told=self._told,
                 kept=self.kept and self.kept / f"on-{data.spec.name}-{data.revision[:16]}",
             )
             other.begin(self._by)
@@ -138,7 +141,9 @@ class Context:
         """
         name = data.spec.name
         if name not in self._loans or self._loans[name].data is not data:
-            self._loans[name] = Loan(data, self._by)
+            if name in self._loans and self._loans[name].looks():
+                raise HarnessError(f"two data sets are named {name!r}", "different names, as records go by them")
+            self._loans[name] = Loan(data, self._by, self._told)
         return self._loans[name]
 
     def looks(self) -> list[TestOpened]:
@@ -172,6 +177,8 @@ class Context:
         """
         if not self._door:
             held_out = self.data.select if self.cheap else self.data.open_test(by=self._by)
+            if not self.cheap:
+                self._told(self.data.opened[-1])
             self._door.append(self._ordered("test", held_out))
         return self._door[0]
 
@@ -267,8 +274,8 @@ class Context:
 class Loan:
     """Data of another kind that an eval reads beside its own; their test part comes through `open_test` alone."""
 
-    def __init__(self, data: Any, by: str) -> None:
-        self.data = data
+    def __init__(self, data: Any, by: str, told: Callable[[TestOpened], None]) -> None:
+        self.data, self._told = data, told
         self.begin(by)
 
     def begin(self, by: str) -> None:
@@ -277,7 +284,9 @@ class Loan:
 
     def open_test(self) -> Any:
         """The test part, through the data's own door."""
-        return self.data.open_test(by=self._by)
+        test = self.data.open_test(by=self._by)
+        self._told(self.data.opened[-1])
+        return test
 
     def looks(self) -> list[TestOpened]:
         """How the eval that began last opened the test part."""

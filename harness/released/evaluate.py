@@ -18,7 +18,7 @@ from harness import machine, store
 from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.driver import only_writer
-from harness.errors import CannotWrite, said
+from harness.errors import CannotWrite, said, told
 from harness.evaluate_run import evaluate_as, evaluate_references
 from harness.evaluation import Subject, can
 from harness.files import write_atomic
@@ -99,7 +99,7 @@ class _Row:
         except Exception as error:
             write_atomic(folder.error, "".join(traceback.format_exception(error)))
             self.display.done(label, f"failed: {said(error)}")
-            return [f"{label}: {said(error)} (see {folder.error})"]
+            return [f"{label}: {told(error)}\n            see {folder.error}"]
         finally:
             self.display.stop()
         return []

@@ -26,10 +26,11 @@ def finish(study: Study, failures: Sequence[str] = ()) -> int:
     for path in _write_curve(study, asked):
         print(f"curve     {path}")
     for picture in pictures:
-        print(f"samples   {picture}")
+        print(f"picture   {picture}")
     for line in failures:
         print(f"failed    {line}")
-    print(f"next      python -m harness status {study.path}" if failures else _next(study, paths))
+    again = "mend what failed and repeat the command: what is done stays done"
+    print(f"next      {again}; python -m harness status {study.path}" if failures else _next(study, paths))
     return 1 if failures else 0
 
 

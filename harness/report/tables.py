@@ -26,12 +26,15 @@ GENERATION = (
     f"against real. {SEEDS} {ABSENT}"
 )
 FINETUNE = (
-    "The whole network trained on with labels, by one recipe for all methods; its rate is chosen on the select part. "
-    f"“≤” marks a method that is no better than its own untrained network. {SEEDS} {ABSENT}"
+    "“Fine-tune”: the whole network trained on with labels, by one recipe for all methods, its rate chosen on the "
+    "select part. “1 % labels” and the like: as many labels of train, with everything chosen within them; a probe "
+    "leaves the network frozen. “≤” marks a method that is no better than its own untrained network or than raw pixels. "
+    f"{SEEDS} {ABSENT}"
 )
 TRANSFER = (
     "The same network on other data sets, whose images are resized to its own size; everything is chosen on held-out "
-    f"train images of those. {SEEDS} {ABSENT}"
+    "train images of those. “≤” marks a method that is no better than its own untrained network or than raw pixels. "
+    f"{SEEDS} {ABSENT}"
 )
 DENSE = (
     "Frozen or fine-tuned feature maps, each number's note says which; “≤” marks a method that is no better than its "
@@ -40,7 +43,7 @@ DENSE = (
 COST = f"What the network costs, on the machine that evaluated it. {SEEDS} {ABSENT}"
 RESULTS = {  # by the `table` of a Number
     "representation": ("Representation", REPRESENTATION),
-    "finetune": ("Fine-tuning", FINETUNE),
+    "finetune": ("Fine-tuning and few labels", FINETUNE),
     "transfer": ("Transfer", TRANSFER),
     "dense": ("Dense tasks", DENSE),
     "generation": ("Generation", GENERATION),

@@ -219,7 +219,7 @@ def test_nano_draws_fewer_samples():
 
 
 def test_a_part_smaller_than_a_metric_needs_is_an_error(tmp_path):
-    with pytest.raises(HarnessError, match=r"subsets of 130 images, from sets of 150 and 120"):
+    with pytest.raises(HarnessError, match=r"kernel_size is 130, and there are 120 real images"):
         run(context(tmp_path), replace(CONFIG, kernel_size=130, references=("train", "test")))
     assert not (tmp_path / "pictures").exists()
 

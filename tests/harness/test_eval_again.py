@@ -55,3 +55,61 @@ def test_single_runs_can_be_evaluated(tmp_path, study, harness):
 
 def test_fid_is_another_name_of_the_eval_generation():
     assert build({"methods": "mae", "budget": "1s", "evals": "knn,fid"}).evals == ("knn", "generation")
+
+
+def test_looks_of_a_failed_eval_stay_on_record(tmp_path, study, harness, monkeypatch):
+    from evals import knn
+
+    shutil.copytree(study, tmp_path / "tiny")
+    (final,) = (tmp_path / "tiny").glob("runs/*/evals/1.0000/knn.json")
+    whole = knn.evaluate
+
+    def fails(context, config):
+        found = whole(context, config)
+        if not context.cheap:
+            raise RuntimeError("late")
+        return found
+
+    monkeypatch.setattr(knn, "evaluate", fails)
+    status, out, _ = harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=5")
+    assert status == 1 and "RuntimeError: late" in out
+    assert len((final.parent / "looks.jsonl").read_text().splitlines()) == 1
+    assert len(json.loads(final.read_text())["test_opened"]) == 1  # the old record is as it was
+    monkeypatch.setattr(knn, "evaluate", whole)
+    assert harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=5")[0] == 0
+    assert len(json.loads(final.read_text())["test_opened"]) == 3 and not (final.parent / "looks.jsonl").exists()
+
+
+def test_features_of_an_older_code_are_not_read_again(tmp_path, study, harness, monkeypatch):
+    from evals import knn
+    from harness import machine
+
+    shutil.copytree(study, tmp_path / "tiny")
+    monkeypatch.setattr(knn, "evaluate", lambda context, config: context.choose_tap() and 1 / 0)
+    harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=5")
+    kept = {path.parent.name: path for path in (tmp_path / "tiny/cache/features").glob("*/*")}
+    assert kept, "what a repeated command goes on from"
+    monkeypatch.setattr(machine, "code", lambda of: "another")
+    harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=5")
+    now = {path.parent.name: path for path in (tmp_path / "tiny/cache/features").glob("*/*")}
+    assert kept.keys() == now.keys() and not {p.name for p in kept.values()} & {p.name for p in now.values()}
+
+
+def test_an_error_inside_an_eval_says_all_it_has_to_say(tmp_path, study, harness, monkeypatch):
+    from evals import knn
+    from harness.errors import HarnessError
+
+    def fails(context, config):
+        raise HarnessError("too few", "at least 3", "knn.k=3")
+
+    shutil.copytree(study, tmp_path / "tiny")
+    monkeypatch.setattr(knn, "evaluate", fails)
+    _, out, _ = harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=5")
+    assert "too few" in out and "expected: at least 3" in out and "next: knn.k=3" in out and "error.txt" in out
+
+
+def test_weights_that_are_not_here_are_told_before_any_work(tmp_path, harness):
+    for setting in ("generation.inception=/nowhere", "generation.extractors=inception", "generation.extractors=foo"):
+        status, _, err = harness("run", *TINY, "--evals", "fid", setting, "--name", "t", "--out", tmp_path / "runs")
+        assert status == 2 and "next:" in err
+    assert not (tmp_path / "runs").exists()
