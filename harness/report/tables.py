@@ -28,8 +28,8 @@ GENERATION = (
 FINETUNE = (
     "“Fine-tune”: the whole network trained on with labels, by one recipe for all methods, its rate chosen on the "
     "select part. “1 % labels” and the like: as many labels of train, with everything chosen within them; a probe "
-    "leaves the network frozen. “≤” marks a method that is no better than its own untrained network or than raw pixels. "
-    f"{SEEDS} {ABSENT}"
+    "leaves the network frozen. “≤” marks a method that is no better than its own untrained network or than raw "
+    f"pixels. {SEEDS} {ABSENT}"
 )
 TRANSFER = (
     "The same network on other data sets, whose images are resized to its own size; everything is chosen on held-out "
