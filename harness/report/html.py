@@ -78,7 +78,7 @@ def _section(section: Section, letters: Mapping[str, str]) -> list[str]:
     lines += [f'<p class="soft">{escape(remark)}</p>' for remark in section.remarks]
     for picture in section.pictures:
         caption, path = escape(picture.caption), escape(quote(picture.path))
-        image = f'<a href="{path}"><img src="{path}" alt="samples of {caption}" loading="lazy"></a>'
+        image = f'<a href="{path}"><img src="{path}" alt="{caption}" loading="lazy"></a>'
         lines.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
     return lines
 

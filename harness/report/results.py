@@ -24,7 +24,7 @@ from harness.report.sections import (
 from harness.stats import mean_interval
 from harness.store import Study
 
-PICTURED = ("generation", "dense")
+PICTURED = ("representation", "generation", "dense")
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -237,7 +237,8 @@ class _Builder:
             for record in (r for seed in line.records for r in seed.values() if line.kind != "untrained"):
                 seed = f", seed {record.cell.seed}" if record.cell else ""
                 for name in record.pictures:
-                    yield Picture(line.label + seed, (folder(record) / name).as_posix())
+                    what = f"{Path(name).stem} of {line.label}{seed}"
+                    yield Picture(what, (folder(record) / name).as_posix())
 
 
 def folder(record: EvalRecord) -> Path:
