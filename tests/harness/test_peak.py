@@ -26,9 +26,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NVIDIA H200", 989.4, 494.7, 66.9),
         ("NVIDIA A100-SXM4-40GB", 312, 156, 19.5),
         ("NVIDIA A100 80GB PCIe", 312, 156, 19.5),
-        ("NVIDIA L40", 181.05, 90.5, 90.5),
         ("NVIDIA L40S", 362.05, 183, 91.6),
-        ("NVIDIA GeForce RTX 4090", 165.2, 82.6, 82.6),
+        ("NVIDIA L4", 121, 60, 30.3),
         ("Tesla V100-SXM2-32GB", None, 15.7, 15.7),
     ],
 )
@@ -44,6 +43,8 @@ def test_the_makers_figures(device: str, bf16: float | None, tf32: float, fp32: 
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA A10G",
+        "NVIDIA L40",
+        "NVIDIA H100 NVL",
     ],
 )
 def test_a_device_without_a_stated_peak_has_none(device: str) -> None:
