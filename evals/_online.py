@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from harness.data import augment
 from harness.evaluation import Context
 from harness.evaluation.features import CHUNK, Images
-from harness.method import Augment, Tap
+from harness.method import Augment, Tap, by_noise
 from harness.rng import Rng
 
 # Shapes: B batch, H heads, D feature width, K classes, n images, C channels, S side of the images.
@@ -133,16 +132,12 @@ def advance(
 def _read(context: Context, taps: Sequence[Tap], images: Tensor, rng: Rng) -> dict[Tap, Tensor]:
     """Features [B, D] at each tap, one pass for each noise level, and fresh noise in every step."""
     found = {}
-    for noise, group in groupby(sorted(taps, key=_noise), key=_noise):
-        together = list(group)
+    for together in by_noise(taps):
+        level = -1 if together[0].noise is None else together[0].noise
         with torch.no_grad(), context.autocast():
-            values = context.method.features(images, together, rng.at("noise", noise))
+            values = context.method.features(images, together, rng.at("noise", level))
         found.update((tap, value.float()) for tap, value in zip(together, values, strict=True))
     return found
-
-
-def _noise(tap: Tap) -> int:
-    return -1 if tap.noise is None else tap.noise
 
 
 def augmented(images: Tensor, crop: Augment | None, mirror: bool, rng: Rng) -> Tensor:

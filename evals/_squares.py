@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from evals._average_precision import Detections
 from evals._tiles import tiled_maps
 from harness.data.pixels import to_float
-from harness.errors import HarnessError
+from harness.evaluation.features import in_half
 
 if TYPE_CHECKING:
     from harness.data.coco import BoxPart
@@ -127,14 +127,7 @@ class Squares:
     def _read(self, i: int, rng: Rng) -> Tensor:
         with torch.no_grad(), self._within.autocast():
             maps = tiled_maps(self._method, self.images(torch.tensor([i])), self._tap, self.tile_px, rng)[0]
-        halved = maps.half().cpu()
-        if not torch.isfinite(halved).all():
-            raise HarnessError(
-                f"maps of {type(self._method).__name__} at tap {self._tap} reach {maps.abs().max():.3g}",
-                f"at most {torch.finfo(torch.half).max:g}, to be kept in half precision",
-                "look at the loss in the run's log.jsonl; a sound network stays far below",
-            )
-        return halved
+        return in_half(maps, self._method, self._tap)
 
 
 class Within(NamedTuple):

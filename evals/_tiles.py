@@ -8,7 +8,6 @@ together again in its place. What lies beyond a tile's border is not seen from w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from harness.data.pixels import to_float
 from harness.errors import HarnessError
-from harness.evaluation.features import CHUNK
+from harness.evaluation.features import CHUNK, in_half
 from harness.fitted import Fitted
-from harness.method import Tap, require_taps
+from harness.method import Tap, by_noise, require_taps
 
 if TYPE_CHECKING:
     from harness.data.masks import Pair, Pairs
@@ -129,8 +128,7 @@ def _maps(context: Context, taps: Sequence[Tap], key: tuple[str, int], tiles: Te
     """[T, D, S, S] float16 on the CPU per tap, one pass per noise level over `tiles` [T, C, N, N]."""
     found = {}
     rng = context.rng.at("tiles", *key)
-    for _, group in groupby(sorted(taps, key=_noise), key=_noise):
-        layers = list(group)
+    for layers in by_noise(taps):
         with torch.no_grad(), context.autocast():
             maps = context.method.features(tiles, layers, rng, dense=True)
         for tap, values in zip(layers, maps, strict=True):
@@ -140,27 +138,14 @@ def _maps(context: Context, taps: Sequence[Tap], key: tuple[str, int], tiles: Te
 
 def _checked(context: Context, tap: Tap, maps: Tensor, n: int, cap: int) -> Tensor:
     """`maps` as float16 on the CPU. Raises HarnessError for another shape, or a value that it cannot hold."""
-    name = type(context.method).__name__
     _require_maps(context.method, tap, maps, n)
     maps = maps.detach().float()
     if cap and maps.shape[-1] > cap:
         maps = F.adaptive_avg_pool2d(maps, cap)
-    halved = maps.half().cpu()
-    if not torch.isfinite(halved).all():
-        what = f"reach {maps.abs().max():.3g}" if torch.isfinite(maps).all() else "are not finite"
-        raise HarnessError(
-            f"maps of {name} at tap {tap} {what}",
-            f"finite values of at most {torch.finfo(torch.half).max:g}, to be kept in half precision",
-            "look at the loss in the run's log.jsonl; the training may have diverged",
-        )
-    return halved
+    return in_half(maps, context.method, tap)
 
 
 def _require_maps(method: Method, tap: Tap, maps: Tensor, n: int) -> None:
     if maps.ndim != 4 or len(maps) != n or maps.shape[2] != maps.shape[3]:
         name = type(method).__name__
         raise HarnessError(f"{name}.features gave {list(maps.shape)} at tap {tap} for {n} tiles", f"[{n}, D, S, S]")
-
-
-def _noise(tap: Tap) -> int:
-    return -1 if tap.noise is None else tap.noise

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -35,7 +37,7 @@ Levels = list[list["Tap"]]
 @dataclass(frozen=True)
 class Config:
     recipe: Literal["short", "repo", "paper"] = "short"  # evals/_heads.py
-    taps: int = 4  # candidates, the method's own first, as for the linear probe
+    taps: int = COMMON.candidates  # candidates, the method's own first, as for the linear probe
     images: int = 10_000  # of fit, at most, that a head learns from
     select_images: int = 2_000  # of select, at most, that rates are chosen on
     epochs: int = 28
@@ -47,7 +49,7 @@ class Config:
     heads: int = 8
     side: int = 0  # tokens along a map's side at most; 0 is 16 for images of 128 px and more, else 8
     memory_gb: float = 16.0  # that extracted maps may take
-    seeds: int = 3  # starts and orders of each head's training, at the best rate; rates are tried on the first
+    seeds: int = COMMON.seeds  # starts and orders of each head, at the best rate; rates are tried on the first
 
     def __post_init__(self) -> None:
         counts = (

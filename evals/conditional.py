@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.budget import parse_budget
+from harness.protocol import COMMON
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +42,7 @@ class Config:
     batch_size: int = 256
     guidance: tuple[float, ...] = (1.0, 1.5)  # 1 is plain conditional; any other costs twice the network passes
     samples: int = 10_000  # in each set
-    seeds: int = 3  # sets of samples, of one fine-tune
+    seeds: int = COMMON.seeds  # sets of samples, of one fine-tune
     steps: int | None = None  # sampling steps; None is each method's own number
     chunk: int = 500  # samples drawn at once; part of the protocol, since every chunk has its own key
     inception: str | None = None  # path of torch-fidelity's Inception weights

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from harness.evaluation import Context, Outcome
     from harness.method import Tap
@@ -34,7 +36,7 @@ class Config:
     chunk: int = 256  # images a pass
     passes: int = 5  # timed in a round, after one that is not
     samples: int = 64  # drawn at once, with the method's own number of steps
-    seeds: int = 3  # rounds
+    seeds: int = COMMON.seeds  # rounds
 
     def __post_init__(self) -> None:
         if min(self.chunk, self.passes, self.samples, self.seeds) < 1:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,7 +34,7 @@ class Config:
     data: tuple[str, ...] = ()  # coco:PATH, a folder in COCO's format (harness/data/boxes.py)
     detector: Literal["fcos", "retinanet", "faster-rcnn"] = "fcos"
     train_backbone: bool = False  # the network learns with the detector
-    taps: int = 4  # candidates, the method's own first, as for the linear probe
+    taps: int = COMMON.candidates  # candidates, the method's own first, as for the linear probe
     square_px: int = 512  # at least: rounded up to whole tiles and to whole places at the coarsest stride
     strides: tuple[int, ...] = (8, 16, 32, 64)  # of the pyramid, in px of the square
     width: int = 256  # of the pyramid
@@ -43,7 +45,7 @@ class Config:
     batch: int = 16
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)  # of AdamW, to choose from
     backbone_rate: float = 0.1  # of the rate, for the network where it is trained
-    seeds: int = 3  # of the detector's start, its order of images and its draws, and of the noise at a noisy tap
+    seeds: int = COMMON.seeds  # of the detector's start, order of images and draws, and of the noise at a noisy tap
     memory_gb: float = 16.0  # that maps may take; what does not fit is read again, with the same result
 
     def __post_init__(self) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,9 +33,9 @@ DRAWS = 0  # the seed of the shots, the same for every run and method
 
 @dataclass(frozen=True)
 class Config:
-    taps: int = 4  # as for the linear probe, whose choice this eval shares
+    taps: int = COMMON.candidates  # as for the linear probe, whose choice this eval shares
     shots: tuple[int, ...] = (10, 100)  # images of each class; UMD has 100, and both in its transfer table
-    seeds: int = 3  # draws of shots
+    seeds: int = COMMON.seeds  # draws of shots
 
     def __post_init__(self) -> None:
         if self.taps < 0 or min(self.seeds, len(self.shots), *self.shots) < 1:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals import _recipe
 from evals._recipe import Recipe
+from harness.protocol import COMMON
 
 if TYPE_CHECKING:
     from evals._tune import Rate, Task
@@ -33,10 +34,10 @@ READS = ("taps", "features", "param_groups", "preparation")  # methods equal in 
 @dataclass(frozen=True)
 class Config:
     recipe: Recipe = Recipe()  # noqa: RUF009 (frozen)
-    taps: int = 4  # candidates, the method's own first, as for the linear probe; 0 is all of them
+    taps: int = COMMON.candidates  # candidates, the method's own first, as for the linear probe; 0 is all of them
     images: int = 0  # of fit for a trial, and of train for the last training, at most; 0 is all
     select_images: int = 0  # that rates are chosen on, at most; 0 is all
-    seeds: int = 3  # of the last training
+    seeds: int = COMMON.seeds  # of the last training
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or min(self.taps, self.images, self.select_images) < 0:

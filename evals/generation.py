@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -34,7 +36,7 @@ PICTURE, PANELS, NEIGHBOURS = "samples.png", "reconstruction.png", "neighbours.p
 @dataclass(frozen=True)
 class Config:
     samples: int = 50_000  # in each set
-    seeds: int = 3  # sets of samples, of one model; numbers are their means
+    seeds: int = COMMON.seeds  # sets of samples, of one model; numbers are their means
     steps: int | None = None  # sampling steps; None is each method's own number
     chunk: int = 500  # samples drawn at once; part of the protocol, since every chunk has its own key
     inception: str | None = None  # path of torch-fidelity's Inception weights

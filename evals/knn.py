@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,10 +27,10 @@ NEEDS = "features"
 
 @dataclass(frozen=True)
 class Config:
-    taps: int = 4  # as for the linear probe, whose choice this eval shares
+    taps: int = COMMON.candidates  # as for the linear probe, whose choice this eval shares
     k: int = 20
     temperature: float = 0.07
-    seeds: int = 3  # of the noise at a noisy tap; a clean one has nothing to repeat
+    seeds: int = COMMON.seeds  # of the noise at a noisy tap; a clean one has nothing to repeat
 
     def __post_init__(self) -> None:
         if min(self.taps, self.k, self.seeds) < 1 or self.temperature <= 0:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -27,12 +29,12 @@ NOTE = "logistic regression on frozen features; tap and C chosen on held-out tra
 
 @dataclass(frozen=True)
 class Config:
-    taps: int = 4  # candidates, the method's own first; 0 is all of them
+    taps: int = COMMON.candidates  # candidates, the method's own first; 0 is all of them
     c_low: float = 1e-5
     c_high: float = 1e4
     c_count: int = 10  # log-spaced; the card finds 10 enough
     widen: int = 3  # further steps at most, where the best C stands at an edge of the grid
-    seeds: int = 3  # of the noise at a noisy tap; a clean one has nothing to repeat
+    seeds: int = COMMON.seeds  # of the noise at a noisy tap; a clean one has nothing to repeat
 
     def __post_init__(self) -> None:
         if self.taps < 0 or self.seeds < 1 or self.c_count < 2 or self.widen < 0:

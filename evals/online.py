@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from harness.evaluation import Context, Outcome
     from harness.records import Number
@@ -24,13 +26,13 @@ PRESETS = ("dinov2", "mae", "ddae")
 @dataclass(frozen=True)
 class Config:
     presets: tuple[Literal["dinov2", "mae", "ddae"], ...] = ("mae",)
-    taps: int = 4  # candidates, the method's own first; 0 is all of them
+    taps: int = COMMON.candidates  # candidates, the method's own first; 0 is all of them
     length: Literal["paper", "short"] = "paper"
     epochs: int = 0  # what is 0 is as in the length
     images: int = 0
     batch: int = 0
     rate: float = 0.0  # one base rate instead of theirs
-    seeds: int = 3  # of a whole training: start, order, augmentation, noise
+    seeds: int = COMMON.seeds  # of a whole training: start, order, augmentation, noise
 
     def __post_init__(self) -> None:
         if not self.presets or len(set(self.presets)) < len(self.presets) or not set(self.presets) <= set(PRESETS):

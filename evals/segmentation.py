@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.protocol import COMMON
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -43,7 +45,7 @@ SHOWN = 6  # test images in the picture
 @dataclass(frozen=True)
 class Config:
     data: tuple[str, ...] = ("camvid",)  # or voc:PATH, ade:PATH, masks:PATH (harness/data/layouts.py)
-    taps: int = 4  # candidates, the method's own first maps
+    taps: int = COMMON.candidates  # candidates, the method's own first maps
     tap_images: int = 500  # of fit, and half as many of select, at most, that the tap is chosen with
     images: int = 20_000  # of fit, at most, that a head learns from
     select_images: int = 2_000  # of select, at most, that rates are chosen on
@@ -51,7 +53,7 @@ class Config:
     batch: int = 16
     hidden: int = 256  # channels of the decoder
     side: int = 0  # places along a tile's side at most; 0: as many as the method has
-    seeds: int = 3  # of a head's start and order, and of the noise at a noisy tap
+    seeds: int = COMMON.seeds  # of a head's start and order, and of the noise at a noisy tap
     memory_gb: float = 16.0  # that extracted maps may take
 
     def __post_init__(self) -> None:

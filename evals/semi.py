@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals import _recipe, finetune
 from evals._recipe import Recipe
+from harness.protocol import COMMON
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +43,9 @@ class Config:
     ways: tuple[str, ...] = ("probe", "finetune")
     shares: tuple[float, ...] = (0.01, 0.1)  # of train's labels; at least one a class
     recipe: Recipe = replace(Recipe(), length="200000img", batch=256)  # noqa: RUF009 (frozen)
-    taps: int = 4  # candidates, the method's own first; 0 is all of them
+    taps: int = COMMON.candidates  # candidates, the method's own first; 0 is all of them
     c_values: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4)  # the linear probe's
-    seeds: int = 3  # draws
+    seeds: int = COMMON.seeds  # draws
 
     def __post_init__(self) -> None:
         if not self.ways or len(set(self.ways)) < len(self.ways) or not set(self.ways) <= set(WAYS):

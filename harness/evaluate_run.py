@@ -26,12 +26,12 @@ from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, told
 from harness.evaluation import Context, Subject, can, evaluate
-from harness.evaluation.protocol import COMMON
 from harness.files import move, write_atomic
 from harness.fitted import Fitted
 from harness.ledger import Ledger
 from harness.method import Method
 from harness.plugins import load_eval
+from harness.protocol import COMMON
 from harness.records import EvalRecord, RunRecord, TestOpened
 from harness.resolve import Job, dataset, eval_config
 from harness.rng import Rng

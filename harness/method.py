@@ -6,8 +6,9 @@ The harness owns everything else (data, clock, optimizer step, precision, EMA, c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
@@ -261,6 +262,16 @@ def inherit(new: M, old: Method) -> M:
 def _by_number(layer: str) -> tuple[int, str]:
     """Sorts layers by the number in their name."""
     return int("".join(filter(str.isdigit, layer)) or 0), layer
+
+
+def by_noise(taps: Iterable[Tap]) -> Iterator[list[Tap]]:
+    """The taps of each noise level, which one pass gives; clean input first."""
+
+    def level(tap: Tap) -> int:
+        return -1 if tap.noise is None else tap.noise
+
+    for _, group in groupby(sorted(taps, key=level), key=level):
+        yield list(group)
 
 
 def require_taps(method: Method, taps: Iterable[Tap]) -> None:

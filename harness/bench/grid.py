@@ -23,7 +23,7 @@ from harness.bench.rounds import Spread, interleave, patched, ratios, timed
 from harness.bench.show import line, table
 from harness.evaluation import Choice, Context, context
 from harness.evaluation.features import CHUNK
-from harness.evaluation.protocol import COMMON
+from harness.protocol import COMMON
 from harness.rng import Rng
 
 if TYPE_CHECKING:

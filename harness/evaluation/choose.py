@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.evaluation.protocol import COMMON
 from harness.method import Tap
+from harness.protocol import COMMON
 
 # Shapes: n images, B images of a chunk, D feature width, K classes.
 

@@ -15,10 +15,10 @@ from harness.errors import HarnessError
 from harness.evaluation.choose import Choice, best, ridge_top1
 from harness.evaluation.features import Features, Images
 from harness.evaluation.kept import InFiles
-from harness.evaluation.protocol import COMMON
 from harness.fitted import Fitted
 from harness.ledger import Ledger
 from harness.method import Method, Tap
+from harness.protocol import COMMON
 from harness.rng import Rng
 
 if TYPE_CHECKING:

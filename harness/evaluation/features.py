@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,8 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from harness.errors import HarnessError
 from harness.evaluation.kept import InFiles, InMemory
-from harness.evaluation.protocol import COMMON
-from harness.method import Method, Tap, require_taps
+from harness.method import Method, Tap, by_noise, require_taps
+from harness.protocol import COMMON
 from harness.rng import Rng
 
 # Shapes: B images in a chunk, C channels, H height, W width, n images of a part, D feature width.
@@ -74,15 +73,14 @@ class Features:
         require_taps(self._method, taps)
         for start in range(0, images.n, CHUNK):
             found = self._pass(taps, part, start, images.chunk(start, CHUNK), dense=True)
-            yield {tap: self._halved(tap, part, adaptive_avg_pool2d(m, min(side, m.shape[-1]))) for tap, m in found}
+            yield {tap: in_half(adaptive_avg_pool2d(m, min(side, m.shape[-1])), self._method, tap) for tap, m in found}
 
     def _pass(
         self, taps: Sequence[Tap], part: str, start: int, images: Tensor, dense: bool
     ) -> Iterator[tuple[Tap, Tensor]]:
         """Checked features at each tap, one pass per noise level over `images` [B, C, H, W] in [-1, 1]."""
         rng = self._rng.at("features", part, start)
-        for _, group in groupby(sorted(taps, key=_noise), key=_noise):
-            together = list(group)
+        for together in by_noise(taps):
             with torch.no_grad(), self._autocast():
                 found = self._method.features(images, together, rng, dense)
             for tap, values in zip(together, found, strict=True):
@@ -103,15 +101,18 @@ class Features:
             )
         return values
 
-    def _halved(self, tap: Tap, part: str, maps: Tensor) -> Tensor:
-        halved = maps.half().cpu()
-        if not torch.isfinite(halved).all():
-            raise HarnessError(
-                f"maps of {type(self._method).__name__} at tap {tap} reach {maps.abs().max():.3g} on the {part} part",
-                f"at most {torch.finfo(torch.half).max:g}, to be kept in half precision",
-                "look at the loss in the run's log.jsonl; a sound network stays far below",
-            )
-        return halved
+
+def in_half(maps: Tensor, method: Method, tap: Tap) -> Tensor:
+    """`maps` as float16 on the CPU. Raises HarnessError for values that are not finite, or that it cannot hold."""
+    halved = maps.detach().half().cpu()
+    if not torch.isfinite(halved).all():
+        what = f"reach {maps.abs().max():.3g}" if torch.isfinite(maps).all() else "are not finite"
+        raise HarnessError(
+            f"maps of {type(method).__name__} at tap {tap} {what}",
+            f"finite values of at most {torch.finfo(torch.half).max:g}, to be kept in half precision",
+            "look at the loss in the run's log.jsonl; a sound network stays far below",
+        )
+    return halved
 
 
 class Images:
@@ -154,7 +155,3 @@ class Images:
     def chunks(self, size: int) -> Iterable[Tensor]:
         """All images as uint8 [B, C, H, W], `size` at a time."""
         return (self.pixels(start, size) for start in range(0, self.n, size))
-
-
-def _noise(tap: Tap) -> int:
-    return -1 if tap.noise is None else tap.noise

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evaluation.protocol import COMMON
 from harness.files import explain
 from harness.method import Tap
+from harness.protocol import COMMON
 
 # Shapes: n images of a part, B images of a chunk, D feature width.
 

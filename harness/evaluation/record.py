@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import plain
 from harness.errors import HarnessError
-from harness.evaluation.protocol import COMMON
 from harness.method import Method
 from harness.plugins import load_eval
+from harness.protocol import COMMON
 from harness.records import Cell, Environment, EvalRecord, Number
 from harness.stats import mean_interval
 

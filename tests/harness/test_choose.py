@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from harness.evaluation.choose import Ridge, ridge_top1
-from harness.evaluation.protocol import COMMON
 from harness.method import Tap
+from harness.protocol import COMMON
 from tests.evals.golden import h
 
 CLASSES = 4
