@@ -295,3 +295,18 @@ def test_the_papers_length_is_one_setting_away_from_the_short_one():
 def test_odd_lengths_are_refused(odd):
     with pytest.raises(ValueError, match="0 or more"):
         online.Config(**odd)
+
+
+def test_the_readmes_figures_are_the_measured_ones():
+    text = (Path(__file__).parents[2] / "evals" / "README.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| `")}
+    measured = GOLDEN["cifar10"]
+    for start, pairs in (
+        ("`linear`, MAE", list(measured["lbfgs"].values())),
+        ("`online` with MAE's LARS", measured["mae_cached"]),
+        ("`online` with DINOv2's heads", measured["dinov2_cached"]),
+    ):
+        (row,) = [line for name, line in rows.items() if name.startswith(start)]
+        ours, theirs = zip(*pairs, strict=True)
+        assert f"{', '.join(f'{x:.2f}' for x in theirs)} %" in row.split("|")[2]
+        assert f"{', '.join(f'{x:.2f}' for x in ours)} %" in row.split("|")[3]
