@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.launch import cli as launched
+
 app = typer.Typer(
     name="harness",
     help="Pre-train methods on one budget, evaluate them alike, print tables that can be regenerated.",
@@ -34,10 +36,11 @@ StudyDir = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folde
 RUNS = Path("runs")
 
 
-def _study(words, methods, budget, dataset, size, seeds, evals, name):
-    """The study that a study file, the options and the KEY=VALUE words ask for; what comes later wins."""
+def _study(words, methods, budget, dataset, size, seeds, evals, name, launch=None, profile=None):
+    """The study that a file, the options and the KEY=VALUE words ask for, and its launch; the last word wins."""
     from harness.config import parse_words
     from harness.errors import HarnessError
+    from harness.launch import options as launching
     from harness.study import build, merge, read_file
 
     words = words or []
@@ -54,8 +57,10 @@ def _study(words, methods, budget, dataset, size, seeds, evals, name):
         "evals": evals,
         "name": name,
     }
-    asked = merge(asked, {k: v for k, v in options.items() if v is not None})
-    return build(merge(asked, parse_words([w for w in words if w not in files])))
+    study, filed = launching.split(merge(asked, {k: v for k, v in options.items() if v is not None}))
+    own, worded = launching.split(parse_words([w for w in words if w not in files]))
+    settings = launching.build(launching.profile(profile), filed, launch or {}, worded)
+    return build(merge(study, own)), settings
 
 
 @app.command()
@@ -70,20 +75,34 @@ def run(
     name: Name = None,
     out: Out = RUNS,
     data_dir: DataDir = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="auto, inline (this process), local (a worker per GPU), slurm. [default: auto]")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each node of a job. [default: 1 if any]")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes of a pre-training job. [default: 1]")] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM's partition. [default: the cluster's]")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM's account. [default: yours]")] = None,
+    time: Annotated[str | None, typer.Option(help="Limit of a job: 30min, 4h; longer runs are chained.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Jobs of one array at the same time. [default: all]")] = None,
+    profile: Annotated[str | None, typer.Option(help="Your own cluster settings: a table of cluster.toml.")] = None,
+    detach: Annotated[bool, typer.Option(help="Submit and return; the last job makes the tables.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the sbatch scripts; submit nothing.")] = False,
 ) -> None:
     """Pre-train, evaluate, print the tables. Repeat the command to go on where it stopped.
 
     Example: python -m harness run --methods umd,lmd,mae --budget 1min
-    """
-    study = _study(words, methods, budget, dataset, size, seeds, evals, name)
-    from harness.display import choose
-    from harness.driver import run_study
-    from harness.report.finish import finish
-    from harness.signals import Stopper
 
-    with Stopper().installed() as stopper:
-        place, failures = run_study(study, out, choose(), stopper, data_dir)
-        raise typer.Exit(finish(place, failures))
+    Example: python -m harness run --methods umd,lmd,mae --budget 100gpu-h --cluster slurm --gpus 4 slurm.qos=normal
+    """
+    from harness.launch.cli import run_where
+
+    options = {
+        "cluster": cluster, "gpus": gpus, "nodes": nodes, "partition": partition, "account": account, "time": time,
+        "parallel": parallel,
+    }  # fmt: skip
+    study, launch = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
+    given = [name for name, value in (options | {"detach": detach or None}).items() if value is not None]
+    raise typer.Exit(run_where(study, launch, given, out, data_dir, detach, dry_run))
 
 
 @app.command()
@@ -103,22 +122,28 @@ def plan(
 
     Example: python -m harness plan --methods umd,lmd,mae --budget 10min --dataset cifar10
     """
-    study = _study(words, methods, budget, dataset, size, seeds, evals, name)
+    study, _ = _study(words, methods, budget, dataset, size, seeds, evals, name)
     from harness.plan import show_plan
 
     show_plan(study, out, data_dir)
 
 
 @app.command()
-def status(study: StudyDir) -> None:
-    """How far each run of a study is.
+def status(
+    study: StudyDir,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
+) -> None:
+    """How far each run of a study is, and its jobs.
 
-    Example: python -m harness status runs/digits-nano-1min
+    Example: python -m harness status runs/digits-nano-1min --watch
     """
     from harness.report.status import show
     from harness.store import Study
 
-    show(Study(study))
+    show(Study(study), watch)
+
+
+launched.add(app)
 
 
 @app.command("eval")

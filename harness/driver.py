@@ -19,14 +19,12 @@ from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.files import explain, write_atomic
 from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
-from harness.records import RunRecord, StudyRecord
+from harness.records import ENDED, RunRecord, StudyRecord
 from harness.resolve import Job, jobs
 from harness.shared import adopt
 from harness.signals import Stopper
 from harness.study import Study, build, merge
 from harness.train.pretraining import Interrupted
-
-ENDED = ("finished", "diverged")
 
 
 @contextmanager
@@ -64,7 +62,7 @@ def run_study(
     todo = jobs(study, data_dir)
     place = store.Study(out / study.folder_name())
     with only_writer(place.path):
-        asked = StudyRecord(request=study.asked(), keys=_kept(place, todo) + [job.key for job in todo])
+        asked = StudyRecord(request=study.asked(), keys=kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")
         failed: dict[str, Exception] = {}
         work = _Work(study, place, display, data_dir)
@@ -130,7 +128,7 @@ def evaluate_study(
         return failures + _each(meant, work, lambda job: store.read_as(RunRecord, place.run(job.key).record))
 
 
-def _kept(place: store.Study, todo: list[Job]) -> list[str]:
+def kept(place: store.Study, todo: list[Job]) -> list[str]:
     """Runs of earlier commands in this folder that stay in its tables: those whose cells are not asked for anew."""
     if not (place.path / "study.json").exists():
         return []

@@ -12,7 +12,7 @@ import itertools
 import json
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,18 +52,22 @@ def evaluate_run(
     data_dir: Path | None = None,
     force: bool = False,
     done: set[Path] | None = None,
+    only: float | None = None,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
     """Whatever evals of the study this run lacks; all of them anew with `force`, which keeps the old records.
 
-    `done` holds the records that this command has written, and gets those of this run.
+    `done` holds the records that this command has written, and gets those of this run. `only` is the share of the one
+    snapshot meant, where not all of them are; `guard` is called before a record is written, and may raise.
 
     Raises HarnessError, naming them, where some fail.
     """
     failed: dict[str, Exception] = {}
     folder = study_folder.run(job.key)
     configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
-    shares = sorted({*FULL, *job.train.snapshots})
-    for share, cheap in [(s, False) for s in FULL] + [(s, True) for s in shares]:
+    for share, cheap in _snapshots(job):
+        if only is not None and share != only:
+            continue
         place, weights = folder.evals(share, cheap), _snapshot(job, folder, share)
         subject = Subject(
             job.cell, job.key, share=share, weights="ema" if job.train.ema else "raw", snapshot=weights.name
@@ -82,10 +86,30 @@ def evaluate_run(
         method = job.build()
         method.load_state_dict(checkpoint.load_snapshot(weights))
         run = store.read_as(RunRecord, folder.record)
-        about = _About(subject, job.data, place, study_folder.cache(), data_dir, run, cheap)
+        about = _About(subject, job.data, place, study_folder.cache(), data_dir, run, cheap, guard)
         where = f" at {share:g} of the budget{quick}"
         failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where, done)
     _tell(failed)
+
+
+def _snapshots(job: Job) -> list[tuple[float, bool]]:
+    """Share of each evaluation of the run, and whether it is a quick one."""
+    shares = sorted({*FULL, *job.train.snapshots})
+    return [(share, False) for share in FULL] + [(share, True) for share in shares]
+
+
+def evaluated(job: Job, study: Study, study_folder: store.Study, only: float, data_dir: Path | None = None) -> bool:
+    """Whether the snapshot at the share `only` has all records of the study's evals; looks, and does nothing."""
+    folder = study_folder.run(job.key)
+    configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
+    weights = checkpoint.find_snapshot(folder.snapshots, only)
+    return weights is not None and all(
+        _is_done(folder.evals(share, cheap) / f"{name}.json", name, config, job.data, weights.name, data_dir)
+        for share, cheap in _snapshots(job)
+        if share == only
+        for name, config in configs.items()
+        if _applies(name, job.method_class, share, cheap)
+    )
 
 
 def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool:
@@ -162,6 +186,7 @@ class _About:
     data_dir: Path | None = None
     run: RunRecord | None = None
     cheap: bool = False
+    guard: Callable[[], None] = lambda: None  # before a record is written
 
     def context(self, method: Method, seed: int) -> Context:
         device = machine.device()
@@ -276,6 +301,7 @@ def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
         return
+    about.guard()
     # Every look at the test split stays on record: of the eval that this one replaces, and of attempts that failed.
     earlier = [*(before.test_opened if before else []), *pending]
     record = record.model_copy(update={"test_opened": [*earlier, *record.test_opened]})
@@ -320,11 +346,30 @@ def evaluate_references(
     display: Display,
     data_dir: Path | None = None,
     force: bool = False,
+    guard: Callable[[], None] = lambda: None,
 ) -> None:
     """The rows every table needs beside the methods: raw pixels, and real images drawn instead of samples."""
     from evals._references import REFERENCES
 
     failed: dict[str, Exception] = {}
+    for title, size, folder, configs in _references(data, study, place, data_dir, force):
+        display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(configs)}")
+        about = _About(Subject(reference=title, size=size), data, folder, place.cache(), data_dir, guard=guard)
+        failed |= _run_evals(configs, about, REFERENCES[title](data), 0, f" of {title}, {size}")
+    _tell(failed)
+
+
+def references_evaluated(data: Dataset, study: Study, place: store.Study, data_dir: Path | None = None) -> bool:
+    """Whether every reference row of the data set has its records; looks, and does nothing."""
+    return next(_references(data, study, place, data_dir), None) is None
+
+
+def _references(
+    data: Dataset, study: Study, place: store.Study, data_dir: Path | None, force: bool = False
+) -> Iterator[tuple[str, str, Path, dict[str, Any]]]:
+    """Title, size, folder and the evals' settings of each reference row that lacks some; of all with `force`."""
+    from evals._references import REFERENCES
+
     for (title, reference), size in itertools.product(REFERENCES.items(), study.size):
         folder = place.reference(data.spec.name, title, size)
         configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
@@ -333,9 +378,5 @@ def evaluate_references(
             configs = {
                 n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data, None, data_dir)
             }
-        if not configs:
-            continue
-        display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(configs)}")
-        about = _About(Subject(reference=title, size=size), data, folder, place.cache(), data_dir)
-        failed |= _run_evals(configs, about, reference(data), 0, f" of {title}, {size}")
-    _tell(failed)
+        if configs:
+            yield title, size, folder, configs

@@ -32,6 +32,7 @@ LIBRARIES = (
 
 
 PACKAGES = ("backbones", "evals", "harness", "methods")
+COMMIT_FILE = "commit.txt"  # beside the packages of a frozen copy, which is no checkout
 
 
 def device() -> torch.device:
@@ -54,6 +55,8 @@ def device_name() -> str:
 def commit() -> str | None:
     """The commit of the code that runs, with `+` when the tree differs from it; None outside a checkout."""
     here = Path(__file__).resolve().parent.parent
+    if (here / COMMIT_FILE).exists():
+        return (here / COMMIT_FILE).read_text() or None
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")

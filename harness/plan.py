@@ -6,8 +6,7 @@ from pathlib import Path
 
 from harness import store
 from harness.display import duration
-from harness.driver import ENDED
-from harness.records import RunRecord
+from harness.records import ENDED, RunRecord
 from harness.resolve import Job, jobs
 from harness.study import Study
 

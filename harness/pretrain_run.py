@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 from harness import checkpoint, energy, machine, peak, store
 from harness.budget import Meter
@@ -21,11 +22,19 @@ from harness.train.pretraining import Interrupted, Pretraining
 
 
 def pretrain_run(
-    job: Job, folder: RunFolder, before: RunRecord | None, display: Display, stopper: Stopper
+    job: Job,
+    folder: RunFolder,
+    before: RunRecord | None,
+    display: Display,
+    stopper: Stopper,
+    guard: Callable[[], None] = lambda: None,
 ) -> RunRecord:
-    """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when stopped."""
+    """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when stopped.
+
+    `guard` is called before anything is written, and may raise: then nothing more is.
+    """
     peak.stated()  # a setting that is no number is refused before any work
-    record = _opening(job, before)
+    record = opening(job, before)
     store.write(folder.record, record)
     machine.forget_peak_memory()
     device = machine.device()
@@ -49,6 +58,7 @@ def pretrain_run(
         notify=lambda tick: display.tick(job.label, tick),
         say=lambda line: display.say(f"{job.label}: {line}"),
         should_stop=lambda: stopper.asked,
+        guard=guard,
         energy=energy.EnergyMeter(energy.counters(device)),
     )
     display.phase(job.label, "starting" if before is None else "going on")
@@ -76,7 +86,7 @@ def pretrain_run(
     return record
 
 
-def _opening(job: Job, before: RunRecord | None) -> RunRecord:
+def opening(job: Job, before: RunRecord | None) -> RunRecord:
     """The record as an attempt begins; what an earlier attempt measured stays until this one knows better."""
     images = job.data.spec
     spec = Spec(channels=images.channels, size=images.size, classes=images.classes)

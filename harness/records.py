@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA = 1
 State = Literal["queued", "running", "interrupted", "finished", "diverged", "failed"]
+ENDED = ("finished", "diverged")  # what is not tried again
 
 
 class Model(BaseModel):

@@ -56,14 +56,19 @@ def dataset(name: str, data_dir: Path | None) -> Dataset:
     return load(name, data_dir)
 
 
-def jobs(study: Study, data_dir: Path | None = None) -> list[Job]:
-    """Every cell of the study, resolved. Raises HarnessError before any work when one of them cannot run."""
-    from harness import machine
+def jobs(study: Study, data_dir: Path | None = None, gpus: int | None = None) -> list[Job]:
+    """Every cell of the study, resolved. Raises HarnessError before any work when one of them cannot run.
 
+    `gpus` are those of the machine that does the work, where it is not this one.
+    """
+    if gpus is None:
+        from harness import machine
+
+        gpus = int(machine.device().type == "cuda")
     resolved = []
     for cell in study.cells():
         budget = parse_budget(cell.budget)
-        check_devices(budget, gpus=int(machine.device().type == "cuda"))
+        check_devices(budget, gpus)
         method = load_method(cell.method)
         card(cell.method)  # its faults, too, come to light before any work
         if cell.size not in method.sizes:

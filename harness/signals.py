@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: a run in training saves itself first; anything else stops at once and leaves nothing half."""
+"""Signals: a run in training saves itself first; anything else stops at once and leaves nothing half.
+
+Ctrl-C and SIGTERM stop; inside a job SIGUSR2, which the cluster sends before the time limit and at a preemption, asks
+for the same and for another turn.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,17 @@ class Stopper:
 
     def __init__(self) -> None:
         self.asked = False
+        self.by = ""  # the name of the first signal
+        self.again = False  # whether the job is to be run again
         self._graceful = False
+        self._in_job = False
 
     @contextmanager
-    def installed(self) -> Iterator[Stopper]:
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    def installed(self, in_job: bool = False) -> Iterator[Stopper]:
+        """Handle signals while this is open. In a job one is enough: what follows it must not disturb the saving."""
+        self._in_job = in_job
+        numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if in_job else [])]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:
@@ -34,6 +44,11 @@ class Stopper:
             self._graceful = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, self.by = not self.by, self.by or signal.Signals(number).name
+        if number == signal.SIGUSR2:
+            self.again = True
+        if self._in_job and not first:
+            return
         if self._graceful and not self.asked:
             self.asked = True
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,10 @@ from harness.study import RELEASED
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
+    from harness.launch.standing import Standing
+
 TAIL_BYTES = 1 << 16
+WATCH_S = 3.0
 COLOURS = {
     "finished": "green",
     "running": "cyan",
@@ -108,8 +113,8 @@ def _last_line(path: Path) -> dict[str, Any]:
     return {}
 
 
-def grid(found: list[Status]) -> Grid:
-    """The states as a table for rich."""
+def grid(found: list[Status], jobs: Mapping[str, Standing] | None = None) -> Grid:
+    """The states as a table for rich; with `jobs`, what the job of each run is at, by the run's key."""
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
@@ -119,22 +124,53 @@ def grid(found: list[Status]) -> Grid:
     table.add_column("state")
     for name in ("share", "spent", "tries"):
         table.add_column(name, justify="right")
+    if jobs is not None:
+        table.add_column("job", overflow="fold")
     table.add_column("last word", overflow="fold")
     for status in found:
         state = Text(status.state, style=COLOURS.get(status.state, ""))
         share, spent = f"{100 * status.share:.1f}%", f"{status.spent} of {status.cell.budget}"
         if status.cell.budget == RELEASED:
             share, spent = fmt.MISSING, RELEASED
-        table.add_row(Text(status.key), state, share, spent, str(status.attempts), Text(_said(status)))
+        job = [] if jobs is None else [Text(_job(jobs.get(status.key)))]
+        table.add_row(Text(status.key), state, share, spent, str(status.attempts), *job, Text(_said(status)))
     return table
 
 
-def show(study: Study) -> None:
-    """Print where each run of the study stands."""
-    from rich.console import Console
+def _job(standing: Standing | None) -> str:
+    """`evaluate-1.0000 running on n2`."""
+    if standing is None:
+        return fmt.MISSING
+    where = f" on {standing.where}" if standing.where else ""
+    return f"{standing.task.kind} {standing.why or standing.state}{where}"
+
+
+def show(study: Study, watch: bool = False) -> None:
+    """Print where each run of the study stands, and its jobs where it has any; again and again with `watch`."""
+    from rich.console import Console, Group
+    from rich.live import Live
 
     study.asked()  # a folder that holds no study is told apart from a study that has no run yet
-    Console().print(grid(rows(study)))
+    if not watch:
+        Console().print(Group(*_shown(study)))
+        return
+    with Live(refresh_per_second=2) as live:
+        while True:
+            live.update(Group(*_shown(study)))
+            time.sleep(WATCH_S)
+
+
+def _shown(study: Study) -> list[Any]:
+    from harness.launch import command
+    from harness.launch.show import by_run, told_state
+
+    if command.read_launch(study) is None:
+        return [grid(rows(study))]
+    _, standings = command.standing(study)
+    jobs = by_run(standings)
+    absent = [s for s in standings.values() if s.task.key not in {run.key for run in study.runs()}]
+    waiting = [f"{s.task.label}: {s.why or s.state}" for s in absent if s.task.stage == "pretrain"]
+    return [grid(rows(study), jobs), *waiting, told_state(standings)]
 
 
 def _said(status: Status) -> str:

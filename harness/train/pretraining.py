@@ -55,6 +55,7 @@ class Pretraining:
     notify: Callable[[Tick], None] = lambda tick: None
     say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
+    guard: Callable[[], None] = lambda: None  # before anything is written; raises where another job has the run
     ledger: Ledger = field(default_factory=Ledger)
     energy: EnergyMeter = field(default_factory=EnergyMeter)  # of the charged accounts
 
@@ -251,6 +252,7 @@ class Pretraining:
             self._save()
 
     def _log(self, share: float, now: float) -> None:
+        self.guard()
         stage = self.stage
         stage.check_finite()
         self.energy.keep_up()
@@ -279,11 +281,13 @@ class Pretraining:
         return [s for s in self.settings.snapshots if s <= share and s not in self.snapshots]
 
     def _snapshot(self, share: float) -> None:
+        self.guard()
         with self._account("checkpoint"):
             checkpoint.save_snapshot(self.folder.snapshots, share, self.stage.weights())
         self.snapshots[share] = vars(self.meter())
 
     def _save(self) -> None:
+        self.guard()
         if self.stage.step:
             # Before the account opens: a GPU's queued work belongs to training. And never save broken weights.
             self.stage.check_finite()

@@ -1,0 +1,288 @@
+"""The commands around a launched study: run, resume, cancel, logs, and the job that closes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness import store
+from harness.config import plain
+from harness.driver import only_writer
+from harness.errors import HarnessError, unknown
+from harness.files import write_atomic
+from harness.launch import local, options, preflight, queue, submit
+from harness.launch.drive import Driver, Submits, over, watch
+from harness.launch.folders import Attempts, Batch, End, now
+from harness.launch.freeze import freeze
+from harness.launch.options import Launch
+from harness.launch.queue import Queue
+from harness.launch.show import Watched, left_running, told_state
+from harness.launch.slurm import Slurm
+from harness.launch.standing import Standing
+from harness.launch.tasks import Task, graph
+from harness.launch.truth import Truth, logs
+from harness.plugins import find
+from harness.records import StudyRecord
+from harness.resolve import Job, jobs
+from harness.study import Study, build
+
+LAUNCH = "launch.json"  # beside study.json: where and how its jobs run, for commands that come later
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks for beside the study."""
+
+    launch: Launch
+    data_dir: Path | None = None
+    detach: bool = False
+
+
+def launch_study(study: Study, out: Path, asked: Asked) -> tuple[store.Study, list[str]] | None:
+    """Bring the study to its end by jobs. The study's folder and a line for each failure; None where it was left.
+
+    Raises HarnessError before anything is submitted when the cluster cannot run it.
+    """
+    place = store.Study(out / study.folder_name())
+    if asked.launch.cluster == "local":
+        with only_writer(place.path):
+            return _launched(study, place, asked)
+    return _launched(study, place, asked)
+
+
+def _launched(study: Study, place: store.Study, asked: Asked) -> tuple[store.Study, list[str]] | None:
+    executor, gpus = _executor(place, asked.launch, study)
+    todo = jobs(study, asked.data_dir, gpus)
+    _write_asked(study, place, asked, todo)
+    driver = _driver(study, place, asked.data_dir, todo, executor, asked.launch)
+    driver.look.forgive()
+    return _brought(driver, asked.detach)
+
+
+def _executor(place: store.Study, launch: Launch, study: Study | None = None) -> tuple[Submits, int]:
+    """The executor, and how many GPUs a job has."""
+    if launch.cluster == "local":
+        devices = local.devices()
+        return local.Local(place, devices), sum(1 for device in devices if device)
+    if not queue.here():
+        raise HarnessError(
+            "no sbatch on this machine",
+            "SLURM's client commands on the PATH",
+            "log in to a node of the cluster; or --cluster inline to run on this machine",
+        )
+    asking = Queue()
+    fits = preflight.check(launch, asking.partitions(), study)
+    return Slurm(place, launch, fits.gpus, fits.limit_s, asking), fits.gpus
+
+
+def _driver(
+    study: Study, place: store.Study, data_dir: Path | None, todo: list[Job], executor: Submits, launch: Launch
+) -> Driver:
+    modules = [find("method", job.cell.method).module for job in todo] + [find("eval", n).module for n in study.evals]
+    code = freeze(place.path / "code", modules)
+    truth = Truth(study, place, todo, data_dir)
+    return Driver(truth, executor, str(code.resolve()), launch.tries, launch.rendezvous)
+
+
+def _write_asked(study: Study, place: store.Study, asked: Asked, todo: list[Job]) -> None:
+    from harness.driver import kept
+
+    record = StudyRecord(request=study.asked(), keys=kept(place, todo) + [job.key for job in todo])
+    write_atomic(place.path / "study.json", record.model_dump_json(indent=1) + "\n")
+    data_dir = None if asked.data_dir is None else str(asked.data_dir.resolve())
+    content = {"launch": plain(asked.launch), "data_dir": data_dir}
+    write_atomic(place.path / LAUNCH, json.dumps(content, indent=1) + "\n")
+
+
+def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | None:
+    """The study at its end, or None where the user left it to its jobs."""
+    shown = Watched(driver)
+    try:
+        if detach:
+            shown(driver.round())
+            return None
+        with shown:
+            standings = watch(driver, shown)
+    except KeyboardInterrupt:
+        if isinstance(driver.executor, local.Local):
+            raise
+        print(left_running(driver.place))
+        return None
+    finally:
+        if isinstance(driver.executor, local.Local):
+            driver.executor.close()
+    return driver.place, driver.failures(standings)
+
+
+# -- later, with nothing but the folder -------------------------------------------------------------------------------
+
+
+def read_launch(place: store.Study) -> Asked | None:
+    """How the study was launched; None for one that ran in its own process."""
+    try:
+        content = json.loads((place.path / LAUNCH).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise HarnessError(f"{place.path / LAUNCH} is no JSON: {error}", "", "repeat the `run` command") from None
+    data_dir = content["data_dir"]
+    return Asked(options.build(content["launch"]), None if data_dir is None else Path(data_dir))
+
+
+def resume(place: store.Study, detach: bool) -> tuple[store.Study, list[str]] | None:
+    """`run` again, as it was asked for the last time."""
+    asked = _launched_by(place)
+    study = build(place.asked().request)
+    again = replace(study, name=place.path.name)
+    return launch_study(again, place.path.parent, replace(asked, detach=detach))
+
+
+def _launched_by(place: store.Study) -> Asked:
+    place.asked()
+    asked = read_launch(place)
+    if asked is None:
+        raise HarnessError(
+            f"the study {place.path} has no jobs: it ran in the process of its own command",
+            "a study of --cluster slurm or local",
+            "repeat the `run` command that made it; status shows how far it is",
+        )
+    return asked
+
+
+def standing(place: store.Study) -> tuple[Driver, dict[str, Standing]]:
+    """Where the study's tasks stand now; nothing is submitted."""
+    asked = _launched_by(place)
+    study = build(place.asked().request)
+    executor, gpus = _looker(place, asked.launch)
+    todo = jobs(study, asked.data_dir, gpus)
+    truth = Truth(study, place, todo, asked.data_dir)
+    driver = Driver(truth, executor, "", asked.launch.tries)
+    return driver, driver.look()
+
+
+def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int]:
+    """An executor that is only asked: no partition is looked at."""
+    if launch.cluster == "local":
+        return local.Local(place, []), 1
+    return Slurm(place, launch, 1, None), 1
+
+
+def cancel(place: store.Study, cells: Collection[str]) -> list[str]:
+    """End the jobs of the study, or of the cells named, and keep them from being submitted again; a line for each."""
+    driver, standings = standing(place)
+    meant = _meant(driver.tasks, cells)
+    alive = [s for s in standings.values() if s.task.name in meant and s.state in ("running", "queued", "missing")]
+    claims = {s.task.name: Attempts(place, s.task).last() for s in alive}
+    for s in alive:  # written first: a driver that looks meanwhile must not submit it again
+        claim = claims[s.task.name]
+        if claim is not None:
+            Attempts(place, s.task).ended(
+                claim.attempt, End(state="stopped", kind="cancelled", message="cancelled", at=now())
+            )
+    driver.executor.cancel([claim for claim in claims.values() if claim is not None])
+    return [f"cancelled  {s.task.name}" for s in alive if claims[s.task.name] is not None]
+
+
+def _meant(tasks: list[Task], cells: Collection[str]) -> set[str]:
+    """Names of the tasks of the cells: keys, or the start of one, or a method's name."""
+    if not cells:
+        return {task.name for task in tasks}
+    found = {task.name for task in tasks for cell in cells if task.key.startswith(cell)}
+    if not found:
+        raise unknown("cell", next(iter(cells)), sorted({task.key for task in tasks}), "status shows them")
+    return found
+
+
+def log_files(place: store.Study, cell: str) -> list[Path]:
+    """Every log of the newest attempt at each task of the cell, in the order of the work."""
+    study = build(place.asked().request)
+    asked = _launched_by(place)
+    tasks = graph(study, jobs(study, asked.data_dir, 1))
+    meant = _meant(tasks, [cell])
+    claims = [Attempts(place, task).last() for task in tasks if task.name in meant]
+    return [path for claim in claims if claim is not None for path in logs(place, claim)]
+
+
+# -- inside the closing job -------------------------------------------------------------------------------------------
+
+
+def close(place: store.Study, batch: Batch) -> None:
+    """What the last job of a round does: submit what was lost, or, with nothing left to do, make the tables."""
+    from harness.report import tables
+
+    asked = _launched_by(place)
+    study = build(batch.request)
+    executor, gpus = _executor(place, asked.launch, study)
+    data_dir = None if batch.data_dir is None else Path(batch.data_dir)
+    todo = jobs(study, data_dir, gpus)
+    truth = Truth(study, place, todo, data_dir)
+    driver = Driver(truth, executor, batch.code, asked.launch.tries, asked.launch.rendezvous)
+    standings = driver.round()
+    print(told_state(standings), flush=True)
+    if over(standings):
+        for line in driver.failures(standings):
+            print(f"failed    {line}")
+        for path in tables.write_all(place):
+            print(f"tables    {path}")
+
+
+# -- before anything is submitted -------------------------------------------------------------------------------------
+
+
+def dry_run(study: Study, out: Path, asked: Asked) -> str:
+    """The sbatch scripts that `run` would submit first, as text. Writes and submits nothing."""
+    place = store.Study(out / study.folder_name())
+    executor, gpus = _executor(place, asked.launch, study)
+    if not isinstance(executor, Slurm):
+        raise HarnessError("--dry-run shows sbatch scripts", "--cluster slurm", "harness plan shows what would be done")
+    todo = jobs(study, asked.data_dir, gpus)
+    texts, seen = [], set()
+    for task in graph(study, todo):
+        if task.level in seen:
+            continue
+        seen.add(task.level)
+        count = sum(1 for other in graph(study, todo) if other.level == task.level)
+        texts.append(_script(place, task, count, executor))
+    return "\n".join(texts)
+
+
+def _script(place: store.Study, task: Task, count: int, executor: Slurm) -> str:
+    code = str(place.path.resolve() / "code" / "DIGEST")
+    batch = Batch(name=f"{task.kind}-DRY-RUN", tasks=["x"] * count, request={}, code=code, executor="slurm")
+    after = submit.After("aftercorr", ("JOBID",)) if task.needs else None
+    shape = submit.Shape.of(task.stage, executor.launch, executor.gpus)
+    made = submit.executor(
+        place.path.resolve() / "jobs" / batch.name, batch, shape, executor.launch, executor.limit_s, after
+    )
+    return f"# ---- {task.kind}: {count} job(s)\n{submit.script(made, count)}"
+
+
+def where(launch: Launch) -> tuple[Launch, str]:
+    """The launch with `auto` settled, and a line on why; the line is empty where there was nothing to choose."""
+    if launch.cluster != "auto":
+        return launch, ""
+    if "SLURM_JOB_ID" in os.environ:
+        return replace(launch, cluster="inline"), "inside a job already: running in it"
+    if not queue.here():
+        return _without_cluster(launch)
+    try:
+        Queue(patience_s=0).partitions()
+    except HarnessError as error:
+        settled, why = _without_cluster(launch)
+        if "configuration source" in error.found:  # its programs are installed, and it was never set up
+            return settled, why
+        said = error.found.splitlines()[-1]
+        return settled, f"SLURM is set up here, but: {said}; running on this machine. {why}".strip()
+    return replace(launch, cluster="slurm"), "a SLURM cluster answers: submitting to it (--cluster inline runs here)"
+
+
+def _without_cluster(launch: Launch) -> tuple[Launch, str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    if count > 1:
+        return replace(launch, cluster="local"), f"{count} GPUs here: one worker each (--cluster inline uses one)"
+    return replace(launch, cluster="inline"), ""

@@ -1,0 +1,212 @@
+"""The loop that brings a study to its end: look where every task stands, submit what is missing, look again.
+
+It holds nothing that the study's folder does not hold: it may be left, killed, repeated, or run twice at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+from harness import store
+from harness.errors import said
+from harness.files import write_atomic
+from harness.launch.folders import Attempts, Batch, Batches, Claim, End, Submitted, batch_name, now
+from harness.launch.queue import Unreachable
+from harness.launch.standing import OVER, Executor, Look, Standing
+from harness.launch.tasks import ORDER, Task, graph
+from harness.launch.truth import Truth, progress
+from harness.pretrain_run import opening
+from harness.shared import adopt
+
+
+class Submits(Executor, Protocol):
+    """An executor that work is given to."""
+
+    chains: bool  # whether a batch can be told to come after another
+
+    def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: Any = None) -> Submitted: ...
+    def after(self, stage: str, batches: Sequence[str], matching: bool) -> Any: ...
+    def most(self) -> int: ...
+
+
+@dataclass
+class Driver:
+    """One command's, or one closing job's, work on a study."""
+
+    truth: Truth
+    executor: Submits
+    code: str  # the frozen copy that jobs run
+    tries: int = 3
+    rendezvous: str = "tcp"
+    say: Callable[[str], None] = print
+    tasks: list[Task] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tasks = graph(self.truth.study, self.truth.todo)
+        self._by_name = {task.name: task for task in self.tasks}
+        self.look = Look(self.place, self.tasks, self.truth.complete, self.executor, self.tries)
+
+    @property
+    def place(self) -> store.Study:
+        return self.truth.place
+
+    def round(self) -> dict[str, Standing]:
+        """Look once, and submit whatever can be; the standings of before that."""
+        standings = self.look()
+        made = self.submit(standings)
+        if made and self.executor.chains:
+            self._submit_closing(made)
+        return standings
+
+    # -- submitting ---------------------------------------------------------------------------------------------------
+
+    def submit(self, standings: dict[str, Standing]) -> list[str]:
+        """Batches of everything that is missing, and of what can be told to wait for it; their names."""
+        made: list[str] = []
+        where: dict[str, Claim] = {}  # of what was submitted just now
+        missing = [s.task for s in standings.values() if s.state == "missing"]
+        for group in _groups(missing):
+            most = self.executor.most()
+            for start in range(0, len(group), most):
+                made += self._submit(group[start : start + most], where, None)
+        if self.executor.chains:
+            waiting = [s.task for s in standings.values() if s.state == "waiting"]
+            for group in _groups(waiting):
+                for before, part in self._matching(group, where):
+                    after = self.executor.after(part[0].stage, [before], matching=True)
+                    if after is not None:  # else what they need has no job id yet
+                        made += self._submit(part, where, after)
+        return made
+
+    def _submit(self, tasks: list[Task], where: dict[str, Claim], after: Any) -> list[str]:
+        """Claim the tasks and submit those that are ours; an element whose claim was lost to another ends at once."""
+        batch = Batch(
+            name=batch_name(tasks[0].stage),
+            tasks=[task.name for task in tasks],
+            request=self.truth.study.asked(),
+            data_dir=None if self.truth.data_dir is None else str(self.truth.data_dir.resolve()),
+            code=self.code,
+            executor=self.executor.name,
+            rendezvous=self.rendezvous,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            at=now(),
+        )
+        Batches(self.place).write(batch)
+        claims = [self._claim(task, batch, index) for index, task in enumerate(tasks)]
+        if not any(won for _, won in claims):
+            return []
+        try:
+            self.executor.submit(batch, [claim.attempt for claim, _ in claims], tasks[0].stage, after)
+        except Exception as error:
+            if not isinstance(error, Unreachable):  # then it may have worked: the queue is asked for it later
+                self._let_go(tasks, claims, error)
+            raise
+        where.update({task.name: claim for task, (claim, won) in zip(tasks, claims, strict=True) if won})
+        many = f"{len(tasks)} jobs" if len(tasks) > 1 else "1 job"
+        self.say(f"submitted {batch.name}: {many}{f', after {after}' if after else ''}")
+        return [batch.name]
+
+    def _let_go(self, tasks: list[Task], claims: list[tuple[Claim, bool]], error: Exception) -> None:
+        """Claims of a batch that was refused are over at once."""
+        for task, (claim, won) in zip(tasks, claims, strict=True):
+            if won:
+                end = End(state="failed", kind="void", message=said(error), at=now())
+                Attempts(self.place, task).ended(claim.attempt, end)
+
+    def _claim(self, task: Task, batch: Batch, index: int) -> tuple[Claim, bool]:
+        attempts = Attempts(self.place, task)
+        last = attempts.last()
+        claim = Claim(
+            attempt=1 + (last.attempt if last else 0), batch=batch.name, index=index, reached=progress(self.place, task)
+        )
+        return claim, attempts.claim(claim)
+
+    def _matching(self, tasks: list[Task], where: dict[str, Claim]) -> Iterable[tuple[str, list[Task]]]:
+        """Groups of tasks that go one by one with the elements of a batch: the last thing each needs is in it.
+
+        A group that does not cover the batch waits: nothing but equal indices ties elements of two arrays together.
+        """
+        by_batch: dict[str, dict[int, list[Task]]] = {}
+        for task in tasks:
+            claim = where.get(task.needs[-1]) or self._claimed(task.needs[-1])
+            if claim is not None:
+                by_batch.setdefault(claim.batch, {}).setdefault(claim.index, []).append(task)
+        for name, by_index in by_batch.items():
+            stored = Batches(self.place).read(name)
+            count = 0 if stored is None else len(stored.tasks)
+            while set(by_index) == set(range(count)) and all(by_index.values()):
+                yield name, [by_index[index].pop(0) for index in range(count)]
+
+    def _claimed(self, name: str) -> Claim | None:
+        task = self._by_name.get(name)
+        return None if task is None else Attempts(self.place, task).last()
+
+    def _submit_closing(self, batches: list[str]) -> None:
+        """One more job when these have ended: it submits what was lost, or makes the tables."""
+        after = self.executor.after("tables", batches, matching=False)
+        batch = Batch(
+            name=batch_name("tables"),
+            tasks=["tables"],
+            request=self.truth.study.asked(),
+            data_dir=None if self.truth.data_dir is None else str(self.truth.data_dir.resolve()),
+            code=self.code,
+            executor=self.executor.name,
+            at=now(),
+        )
+        Batches(self.place).write(batch)
+        self.executor.submit(batch, [1], "tables", after)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def failures(self, standings: dict[str, Standing]) -> list[str]:
+        """A line for each task that failed; runs that never ended get records that say so."""
+        for standing in standings.values():
+            if standing.task.stage == "pretrain" and standing.state == "failed":
+                self._record_failure(standing)
+        for job in self.truth.todo:
+            if job.source is not None and self.truth.record(job.key) is None:
+                source = self.truth.record(job.source.key)
+                if source is not None:
+                    adopt(job, self.place, source)
+        bad = [s for s in standings.values() if s.state in ("failed", "cancelled")]
+        return [f"{s.task.stage} {s.task.label}: {_indented(s.why or s.state)}" for s in bad]
+
+    def _record_failure(self, standing: Standing) -> None:
+        job, record = self.truth.job(standing.task.key), self.truth.record(standing.task.key)
+        folder = self.place.run(job.key)
+        first = (standing.why.splitlines() or ["failed"])[0]
+        write_atomic(folder.error, standing.why + "\n")
+        if record is None or record.state != "failed":
+            update = {"state": "failed", "message": first, "attempts": standing.attempt}
+            store.write(folder.record, (record or opening(job, None)).model_copy(update=update))
+
+
+def _indented(text: str) -> str:
+    return "\n            ".join(text.splitlines())
+
+
+def _groups(tasks: Iterable[Task]) -> Iterable[list[Task]]:
+    """Tasks that make one array, pre-training first."""
+    ordered = sorted(tasks, key=lambda task: (ORDER.index(task.stage), *map(str, task.level)))
+    return [list(group) for _, group in groupby(ordered, key=lambda task: task.level)]
+
+
+def over(standings: dict[str, Standing]) -> bool:
+    return all(s.state in OVER for s in standings.values())
+
+
+def watch(driver: Driver, show: Callable[[dict[str, Standing]], None], every_s: float = 1.0) -> dict[str, Standing]:
+    """Rounds until every task is over. Raises KeyboardInterrupt when the user leaves; the jobs go on."""
+    while True:
+        standings = driver.round()
+        show(standings)
+        if over(standings):
+            return standings
+        time.sleep(every_s)

@@ -1,0 +1,235 @@
+"""What the tasks of a study leave in its folder while they are worked on.
+
+KEY's folder/jobs/KIND.003.json       the claim of the third attempt: which batch has it, and where in it
+KEY's folder/jobs/KIND.003.end.json   how that attempt ended, written by the job itself
+KEY's folder/jobs/KIND.lease.json     the token of the job that may write; a job that finds another one stops
+STUDY/jobs/BATCH/batch.json           a batch of jobs as it was meant, written before it is submitted
+STUDY/jobs/BATCH/submitted.json       its job id, written after
+
+Files appear whole, by rename or by link, and no lock is held: two commands that claim one attempt cannot both win.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from harness import store
+from harness.errors import HarnessError
+from harness.files import explain, write_atomic
+from harness.launch.tasks import Task
+from harness.records import Model
+from harness.study import slug
+
+M = TypeVar("M", bound=Model)
+ENDS = Literal["done", "failed", "stopped"]
+
+
+class Claim(Model):
+    """An attempt at a task, and the element of the batch that makes it."""
+
+    attempt: int
+    batch: str
+    index: int
+    reached: int = 0  # `progress` when it was claimed: whether the attempt before got any further
+
+
+class End(Model):
+    """How an attempt ended: in the job's own words, or, for one that was killed, in those of who found it dead."""
+
+    state: ENDS
+    kind: str = ""  # "error", or what killed it; three ends of one kind without progress are enough
+    message: str = ""
+    at: str = ""
+
+
+class Lease(Model):
+    token: str
+    attempt: int
+
+
+class Batch(Model):
+    """Jobs that are submitted together. `request` is the study as it was asked for at that moment."""
+
+    name: str
+    tasks: list[str]  # by index
+    request: dict[str, Any]
+    data_dir: str | None = None
+    code: str
+    executor: str
+    rendezvous: str = "tcp"
+    host: str = ""
+    pid: int = 0
+    at: str = ""
+
+
+class Submitted(Model):
+    job: str  # the id of the array, or of the single job
+    array: bool
+
+
+class Superseded(Exception):
+    """Another job has the task now; this one is to stop and write nothing."""
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def batch_name(stage: str) -> str:
+    return f"{stage}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+
+
+def home(place: store.Study, task: Task) -> Path:
+    """The folder in which the task's claims lie."""
+    if task.stage == "references":
+        return place.path / "jobs" / f"references-{slug(task.key)}"  # beside their records every JSON file is a record
+    return place.run(task.key).path / "jobs"
+
+
+class Attempts:
+    """The attempts at one task."""
+
+    def __init__(self, place: store.Study, task: Task) -> None:
+        self.folder, self.kind = home(place, task), task.kind
+
+    def _path(self, attempt: int, what: str = "") -> Path:
+        return self.folder / f"{self.kind}.{attempt:03d}{what}.json"
+
+    def last(self) -> Claim | None:
+        """The claim of the newest attempt."""
+        number = max(self._numbers(), default=0)
+        return read(Claim, self._path(number)) if number else None
+
+    def of(self, attempt: int) -> Claim | None:
+        return read(Claim, self._path(attempt))
+
+    def all(self) -> list[Claim]:
+        found = [read(Claim, self._path(number)) for number in sorted(self._numbers())]
+        return [claim for claim in found if claim is not None]
+
+    def _numbers(self) -> Iterator[int]:
+        pattern = re.compile(re.escape(self.kind) + r"\.(\d{3,})\.json")
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if found := pattern.fullmatch(name):
+                yield int(found[1])
+
+    def claim(self, claim: Claim) -> bool:
+        """Take the attempt; False where somebody else has it."""
+        return create(self._path(claim.attempt), claim)
+
+    def end(self, attempt: int) -> End | None:
+        return read(End, self._path(attempt, ".end"))
+
+    def ended(self, attempt: int, end: End) -> None:
+        """Write how the attempt ended. One that is done stays that, whatever a copy of it says later; and one that a
+        person cancelled stays cancelled, unless it was done by then."""
+        before = self.end(attempt)
+        if before is None or end.state == "done" or (before.state != "done" and before.kind != "cancelled"):
+            write_atomic(self._path(attempt, ".end"), end.model_dump_json() + "\n")
+
+    # A job that was thought lost may live on beside the one that took its place. The token of the newest is in the
+    # lease; a job compares before it writes. Tokens are compared, never times: clocks of nodes may differ.
+
+    def take(self, attempt: int) -> Guard:
+        """Begin the attempt: from now on every other job of this task is superseded.
+
+        Raises Superseded where a later attempt has begun already.
+        """
+        path = self.folder / f"{self.kind}.lease.json"
+        held = read(Lease, path)
+        if held is not None and held.attempt > attempt:
+            raise Superseded
+        lease = Lease(token=uuid.uuid4().hex, attempt=attempt)
+        write_atomic(path, lease.model_dump_json() + "\n")
+        return Guard(path, lease.token)
+
+
+class Guard:
+    """Called before anything is written; raises Superseded once another job has taken the task."""
+
+    def __init__(self, path: Path, token: str) -> None:
+        self.path, self.token = path, token
+
+    def __call__(self) -> None:
+        held = read(Lease, self.path)
+        if held is not None and held.token != self.token:
+            raise Superseded
+
+
+class Batches:
+    """The batches of a study, submitted or meant."""
+
+    def __init__(self, place: store.Study) -> None:
+        self.folder = place.path / "jobs"
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def write(self, batch: Batch) -> None:
+        write_atomic(self.path(batch.name) / "batch.json", batch.model_dump_json(indent=1) + "\n")
+
+    def read(self, name: str) -> Batch | None:
+        return read(Batch, self.path(name) / "batch.json")
+
+    def submitted(self, name: str) -> Submitted | None:
+        return read(Submitted, self.path(name) / "submitted.json")
+
+    def write_submitted(self, name: str, submitted: Submitted) -> None:
+        write_atomic(self.path(name) / "submitted.json", submitted.model_dump_json() + "\n")
+
+    def all(self) -> list[str]:
+        return sorted(path.parent.name for path in self.folder.glob("*/batch.json"))
+
+
+def read(kind: type[M], path: Path) -> M | None:
+    """The file's content, None where there is none. Raises HarnessError for one that does not fit."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise HarnessError(
+            f"{path} does not fit: {error.errors()[0]['msg']}",
+            f"a {kind.__name__.lower()} as the harness wrote it",
+            f"delete {path} and repeat the command",
+        ) from None
+
+
+def create(path: Path, content: Model) -> bool:
+    """Write `path` whole unless it is there; whether this call made it. Atomic on NFS too, where O_EXCL was not."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(content.model_dump_json() + "\n")
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return os.stat(temporary).st_nlink == 2  # NFS: the answer to a link that worked can get lost
+        except OSError:  # a file system without hard links
+            return _create_exclusively(path, content)
+        return True
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_exclusively(path: Path, content: Model) -> bool:
+    try:
+        with open(path, "x") as file:
+            file.write(content.model_dump_json() + "\n")
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,69 @@
+"""The copy of the code that jobs run: frozen at submission, so that editing a file changes no job in the queue."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from harness import machine
+from harness.files import explain
+
+LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp")
+
+
+def freeze(folder: Path, plugins: Iterable[str] = ()) -> Path:
+    """Copy the project's packages, and those that the modules `plugins` belong to, to a folder for PYTHONPATH.
+
+    The folder is named by the content, so that equal code is one copy. Raises CannotWrite.
+    """
+    sources = dict(_sources(plugins))
+    place = folder / _digest(sources)
+    if place.exists():
+        return place
+    making = folder / f".{place.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        for name, roots in sources.items():
+            for root in reversed(roots):  # Python imports the first of equal names: it is laid over the others
+                if root.is_file():
+                    making.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(root, making / name)
+                else:
+                    shutil.copytree(root, making / name, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
+        (making / machine.COMMIT_FILE).write_text(machine.commit() or "")
+        os.rename(making, place)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        if not place.exists():  # else another command froze the same code meanwhile
+            raise explain(error, place) from error
+    return place
+
+
+def _sources(plugins: Iterable[str]) -> Iterable[tuple[str, list[Path]]]:
+    """The name in the copy of each package or single module, and the folders (or file) that make it up."""
+    for name in dict.fromkeys([*machine.PACKAGES, *(module.partition(".")[0] for module in plugins)]):
+        spec = None
+        with suppress(ImportError, ValueError):  # a plugin that cannot be found is told when it is loaded
+            spec = importlib.util.find_spec(name)
+        if spec is None:
+            continue
+        if spec.submodule_search_locations:
+            yield name, [Path(root) for root in spec.submodule_search_locations if Path(root).is_dir()]
+        elif spec.origin:
+            yield Path(spec.origin).name, [Path(spec.origin)]
+
+
+def _digest(sources: dict[str, list[Path]]) -> str:
+    digest = hashlib.sha256()
+    for name, roots in sources.items():
+        for root in roots:
+            files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+            for path in files:
+                if path.suffix != ".pyc":
+                    digest.update(f"{name}/{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

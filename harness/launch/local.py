@@ -1,0 +1,140 @@
+"""Workers on this machine: one task at a time for each GPU; on a CPU one task at a time, so that clocks stay true."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness import store
+from harness.launch.folders import Batch, Batches, Claim, Submitted
+from harness.launch.standing import Seen, lives
+
+Key = tuple[str, int]  # a batch and an element of it
+
+
+@dataclass
+class Local:
+    """Holds what was submitted until a device is free. Its workers end with it."""
+
+    place: store.Study
+    devices: list[str]  # CUDA_VISIBLE_DEVICES of each worker; one empty word where there is no GPU
+    name: str = "local"
+    chains: bool = False
+    _waiting: deque[tuple[Key, int]] = field(default_factory=deque)
+    _running: dict[Key, tuple[subprocess.Popen[bytes], str]] = field(default_factory=dict)
+    _ended: dict[Key, int] = field(default_factory=dict)
+
+    def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: Any = None) -> Submitted:
+        """Take the batch; its tasks start as devices become free."""
+        submitted = Submitted(job=f"{socket.gethostname()}-{os.getpid()}", array=True)
+        Batches(self.place).write_submitted(batch.name, submitted)
+        self._waiting += [((batch.name, index), attempt) for index, attempt in enumerate(attempts)]
+        self._start()
+        return submitted
+
+    def look(self, batches: Iterable[str]) -> Callable[[Claim], Seen | None]:
+        self._reap()
+        self._start()
+        return self._seen
+
+    def _seen(self, claim: Claim) -> Seen | None:
+        key = claim.batch, claim.index
+        if key in self._running:
+            return Seen(True, running=True, word="running", where=self._running[key][1])
+        if any(key == waiting for waiting, _ in self._waiting):
+            return Seen(True, word="waiting for a device")
+        if key in self._ended:
+            status = self._ended[key]
+            how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            return Seen(False, word=f"the worker ended: {how}", kind="killed")
+        batch = Batches(self.place).read(claim.batch)
+        if batch is not None and batch.host == socket.gethostname() and not lives(batch.pid):
+            return Seen(False, word="the command that ran it is gone", kind="signal")
+        return None
+
+    def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
+        return None
+
+    def most(self) -> int:
+        return 10**6
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        taken = [device for _, device in self._running.values()]
+        for device in self.devices:
+            if device in taken or not self._waiting:
+                continue
+            key, attempt = self._waiting.popleft()
+            self._running[key] = self._worker(key, attempt, device), device
+
+    def _worker(self, key: Key, attempt: int, device: str) -> subprocess.Popen[bytes]:
+        batch, index = key
+        stored = Batches(self.place).read(batch)
+        folder = Batches(self.place).path(batch) / f"{Batches(self.place).submitted(batch).job}_{index}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join(filter(None, [stored.code, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        if device:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        words = ["work", str(self.place.path.resolve()), batch, str(index), str(attempt), "--parent", str(os.getpid())]
+        with open(folder / "0_log.out", "ab") as out, open(folder / "0_log.err", "ab") as err:
+            return subprocess.Popen(
+                [sys.executable, "-m", "harness", *words],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def _reap(self) -> None:
+        for key, (process, _) in list(self._running.items()):
+            status = process.poll()
+            if status is not None:
+                self._ended[key] = status
+                del self._running[key]
+
+    def cancel(self, claims: Iterable[Claim]) -> list[str]:
+        """Ask workers to save themselves and end; those that wait never start."""
+        keys = {(claim.batch, claim.index) for claim in claims}
+        self._waiting = deque(item for item in self._waiting if item[0] not in keys)
+        for key, (process, _) in self._running.items():
+            if key in keys:
+                process.terminate()
+        return [f"{batch}/{index}" for batch, index in keys]
+
+    def close(self) -> None:
+        """End every worker: training saves itself first."""
+        self._waiting.clear()
+        for process, _ in self._running.values():
+            process.terminate()
+        for process, _ in self._running.values():
+            process.wait()
+        self._reap()
+
+
+def devices() -> list[str]:
+    """One word for each worker that this machine has a device for."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(count)]
+    return names[:count] or [""]
+
+
+def end_with(parent: int) -> None:
+    """Ask Linux to stop this process when its parent ends; elsewhere a worker that is left alone goes on."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    try:
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:  # it ended before it was asked
+        os.kill(os.getpid(), signal.SIGTERM)

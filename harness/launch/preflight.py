@@ -1,0 +1,101 @@
+"""Whether the cluster can run what is asked for, before anything is submitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.budget import parse_budget
+from harness.display import duration
+from harness.errors import HarnessError, unknown
+from harness.launch.options import Launch
+from harness.launch.queue import Partition
+from harness.study import Study
+
+USUAL_LIMIT_S = 4 * 3600  # of a job where nobody says otherwise: short enough to fit gaps in the queue
+LEAST_WORK_S = 10.0  # before the signal, beside one checkpoint interval
+
+
+@dataclass(frozen=True)
+class Fits:
+    partition: Partition
+    gpus: int  # of each node
+    limit_s: int
+
+
+def check(launch: Launch, partitions: list[Partition], study: Study | None = None) -> Fits:
+    """What the jobs get. Raises HarnessError, naming what to change, where the partition cannot give it."""
+    partition = _partition(launch, partitions)
+    gpus = min(1, partition.gpus) if launch.gpus is None else launch.gpus
+    if gpus > partition.gpus:
+        most = max(partitions, key=lambda p: p.gpus)
+        elsewhere = f"; {most.name} has {most.gpus}" if most.gpus > partition.gpus else ""
+        raise HarnessError(
+            f"--gpus {gpus} on each node, and the nodes of the partition {partition.name!r} have {partition.gpus}",
+            f"at most {partition.gpus}{elsewhere}",
+            f"--gpus {partition.gpus}, or --nodes for more than one node has",
+        )
+    if launch.nodes > partition.nodes:
+        raise HarnessError(
+            f"--nodes {launch.nodes}, and the partition {partition.name!r} has {partition.nodes}",
+            f"at most {partition.nodes}",
+            f"--nodes {partition.nodes}, or another --partition",
+        )
+    if launch.cpus * (launch.processes or max(1, gpus)) > partition.cpus:  # sbatch takes it, and it waits for ever
+        raise HarnessError(
+            f"{launch.cpus} CPUs for each process, and the nodes of {partition.name!r} have {partition.cpus}",
+            "as many as one node has",
+            "a smaller cluster.cpus",
+        )
+    if study is not None and gpus == 0:
+        _refuse_gpu_time(study, partition)
+    return Fits(partition, gpus, _limit_s(launch, partition, study))
+
+
+def _partition(launch: Launch, partitions: list[Partition]) -> Partition:
+    names = [partition.name for partition in partitions]
+    if launch.partition:
+        for partition in partitions:
+            if partition.name == launch.partition:
+                break
+        else:
+            raise unknown("partition", launch.partition, names, "sinfo lists them; --partition NAME")
+    else:
+        defaults = [partition for partition in partitions if partition.default]
+        if not defaults:
+            raise HarnessError("the cluster has no default partition", f"one of {', '.join(names)}", "--partition NAME")
+        partition = defaults[0]
+    if not partition.up:
+        raise HarnessError(
+            f"the partition {partition.name!r} is down", f"one of {', '.join(names)}", "--partition NAME"
+        )
+    return partition
+
+
+def _refuse_gpu_time(study: Study, partition: Partition) -> None:
+    for text in study.budget:
+        if parse_budget(text).reads == "device_s":
+            raise HarnessError(
+                f"--budget {text} is counted in GPU time, and the jobs have no GPU",
+                "a partition with GPUs, or a budget in wall time or in counts",
+                f"--gpus 1, or another partition than {partition.name!r}",
+            )
+
+
+def _limit_s(launch: Launch, partition: Partition, study: Study | None) -> int:
+    if launch.limit_s is not None and partition.limit_s is not None and launch.limit_s > partition.limit_s:
+        raise HarnessError(
+            f"--time {launch.time}, and the partition {partition.name!r} ends jobs after {duration(partition.limit_s)}",
+            "a limit within the partition's: longer runs are chained by themselves",
+            f"--time {partition.limit_s // 60}min, or leave it out",
+        )
+    limit = launch.limit_s or min(USUAL_LIMIT_S, partition.limit_s or USUAL_LIMIT_S)
+    every = study.train.checkpoint_s if study is not None else 0.0
+    work_s = limit - launch.signal_s
+    if work_s < every + LEAST_WORK_S:
+        raise HarnessError(
+            f"a time limit of {duration(limit)} is asked to stop {launch.signal_s} s before its end: "
+            f"{max(0, work_s)} s of work, and one checkpoint is made every {every:g} s",
+            f"at least {every + LEAST_WORK_S:g} s of work in a job",
+            "a longer --time, a smaller cluster.signal_s, or a smaller train.checkpoint_s",
+        )
+    return limit

@@ -1,0 +1,180 @@
+"""What SLURM says: jobs, their ends, partitions. One call for all jobs, each counted, each tried again in an outage.
+
+A client command takes up to nine seconds and fails while the controller is away; that is no news of any job.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from harness.errors import HarnessError
+
+ALIVE = {
+    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING",
+    "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED",
+}  # fmt: skip
+PATIENCE_S = 120.0  # that a command is tried again for while no controller answers
+UNREACHABLE = ("Unable to contact slurm controller", "Connection refused", "Socket timed out", "Zero Bytes")
+
+
+class Unreachable(HarnessError):
+    """No controller answers."""
+
+
+@dataclass(frozen=True)
+class InQueue:
+    """A job, or an element of an array, as squeue shows it."""
+
+    id: str
+    state: str
+    reason: str
+    nodes: str
+    name: str
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ALIVE
+
+
+@dataclass(frozen=True)
+class Partition:
+    name: str
+    default: bool
+    up: bool
+    limit_s: int | None  # None: no limit
+    nodes: int
+    gpus: int  # of the node that has most
+    gpu_type: str
+    cpus: int
+    memory_mb: int
+
+
+@dataclass
+class Queue:
+    """SLURM's client commands. `calls` counts them by program."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+    patience_s: float = PATIENCE_S
+
+    def run(self, words: Sequence[str], patience_s: float | None = None) -> str:
+        """The command's output. Raises Unreachable when no controller answers for long, HarnessError otherwise."""
+        until = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
+        pause = 1.0
+        while True:
+            done = self._call(words)
+            if done.returncode == 0:
+                return done.stdout
+            said = (done.stderr or done.stdout).strip()
+            if not any(sign in said for sign in UNREACHABLE):
+                raise HarnessError(f"{words[0]} failed: {said or f'exit status {done.returncode}'}")
+            if time.monotonic() >= until:
+                raise Unreachable(
+                    f"SLURM's controller does not answer: {said.splitlines()[-1]}",
+                    "a controller that can be reached from here",
+                    "sinfo shows when it is back; jobs in the queue go on without it: then repeat the command",
+                )
+            time.sleep(min(pause, max(0.0, until - time.monotonic())))
+            pause = min(2 * pause, 15.0)
+
+    def _call(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        self.calls[words[0]] = self.calls.get(words[0], 0) + 1
+        try:
+            return subprocess.run(words, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise HarnessError(
+                f"no {words[0]} on this machine",
+                "SLURM's client commands on the PATH",
+                "log in to a node of the cluster; or --cluster inline to run on this machine",
+            ) from None
+
+    def jobs(self, patience_s: float | None = None) -> dict[str, InQueue]:
+        """Every job of this user that the controller remembers, ended ones too (for MinJobAge), by id."""
+        form = "%i|%T|%r|%N|%j"
+        out = self.run(["squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", form], patience_s)
+        rows = [InQueue(*line.split("|", 4)) for line in out.splitlines() if line.count("|") >= 4]
+        return {row.id: row for row in rows}
+
+    def accounts(self, ids: Iterable[str]) -> dict[str, tuple[str, str]] | None:
+        """State and exit code of the last run of each job of the arrays `ids`; None where there is no accounting."""
+        wanted = ",".join(ids)
+        if not wanted:
+            return {}
+        try:
+            out = self.run(["sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State,ExitCode"], patience_s=0)
+        except HarnessError:
+            return None
+        rows = [line.split("|") for line in out.splitlines() if line.count("|") == 2]
+        return {id: (state.split()[0] if state else "", code) for id, state, code in rows}
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        if ids:
+            self.run(["scancel", *ids])
+
+    def largest_array(self) -> int:
+        """How many elements an array may have."""
+        for line in self.run(["scontrol", "show", "config"]).splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "MaxArraySize":
+                return max(1, int(value) - 1)
+        return 1000
+
+    def partitions(self, patience_s: float | None = None) -> list[Partition]:
+        """Every partition with its limits and its best-equipped node."""
+        out = self.run(["sinfo", "-h", "-o", "%P|%l|%G|%D|%a|%c|%m"], patience_s)
+        found: dict[str, Partition] = {}
+        for line in out.splitlines():
+            name, limit, gres, nodes, up, cpus, memory = line.split("|")
+            gpus, kind = _gpus(gres)
+            row = Partition(
+                name.rstrip("*"), name.endswith("*"), up == "up", seconds(limit), int(nodes), gpus, kind,
+                int(cpus.rstrip("+")), int(memory.rstrip("+")),
+            )  # fmt: skip
+            found[row.name] = _merged(found[row.name], row) if row.name in found else row
+        return list(found.values())
+
+
+def here() -> bool:
+    """Whether this machine has SLURM's client commands and a configuration for them.
+
+    Raises HarnessError for a configuration that is named and missing: the commands would look for it for a minute.
+    """
+    if shutil.which("sbatch") is None or shutil.which("squeue") is None:
+        return False
+    named = os.environ.get("SLURM_CONF")
+    if named is not None and not os.path.exists(named):
+        raise HarnessError(f"SLURM_CONF={named}, and there is no such file", "", "unset SLURM_CONF, or mend it")
+    return True
+
+
+def _merged(a: Partition, b: Partition) -> Partition:
+    """Two kinds of nodes of one partition."""
+    most = max(a, b, key=lambda p: p.gpus)
+    cpus, memory = max(a.cpus, b.cpus), max(a.memory_mb, b.memory_mb)
+    return Partition(a.name, a.default, a.up, a.limit_s, a.nodes + b.nodes, most.gpus, most.gpu_type, cpus, memory)
+
+
+def _gpus(gres: str) -> tuple[int, str]:
+    """`gpu:h100:8(S:0-1),lustre:1` -> (8, "h100")."""
+    for item in gres.split(","):
+        words = item.partition("(")[0].split(":")
+        if words[0] == "gpu" and words[-1].isdigit():
+            return int(words[-1]), words[1] if len(words) > 2 else ""
+    return 0, ""
+
+
+def seconds(text: str) -> int | None:
+    """SLURM's `1-02:03:04`, `02:03:04`, `03:04` or `infinite` in seconds."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts):
+        return None
+    value = 0
+    for part in parts if not days or len(parts) == 3 else [*parts, *["0"] * (3 - len(parts))]:
+        value = 60 * value + int(part)
+    return value + 86400 * int(days or 0)

@@ -1,0 +1,145 @@
+"""SLURM as an executor: what it knows of a claim's job, and the submission of batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from harness import store
+from harness.launch import submit
+from harness.launch.folders import Batch, Batches, Claim, Submitted
+from harness.launch.options import Launch
+from harness.launch.queue import InQueue, Queue
+from harness.launch.standing import Seen
+from harness.launch.truth import log_tail
+
+ENDINGS = {  # SLURM's words for how a job ended, in ours
+    "NODE_FAIL": "node",
+    "BOOT_FAIL": "node",
+    "PREEMPTED": "preempted",
+    "TIMEOUT": "time limit",
+    "DEADLINE": "time limit",
+    "CANCELLED": "cancelled",
+    "OUT_OF_MEMORY": "memory",
+}
+STUCK = {  # reasons for which a job waits for ever, and what would help
+    "PartitionTimeLimit": "longer than the partition allows: a shorter --time",
+    "PartitionNodeLimit": "more nodes than the partition has: fewer --nodes",
+    "PartitionConfig": "no node of the partition is like that: fewer --gpus, cpus or mem",
+    "BadConstraints": "no node is like that: other slurm.* options",
+    "InvalidAccount": "not an account of yours: --account",
+    "InvalidQOS": "not a QOS of yours: slurm.qos",
+    "JobHeldUser": "held: scontrol release",
+    "JobHeldAdmin": "held by an administrator",
+}
+EARLY_SIGNAL = ("12:0", "0:12")  # exit codes of a job that got SIGUSR2 before it could handle it
+
+
+@dataclass
+class Slurm:
+    """Asks the queue at most every `every_s` seconds, whoever asks it."""
+
+    place: store.Study
+    launch: Launch
+    gpus: int
+    limit_s: int | None
+    queue: Queue = field(default_factory=Queue)
+    every_s: float = 3.0
+    name: str = "slurm"
+    chains: bool = True  # a batch can be told to come after another
+    _rows: dict[str, InQueue] = field(default_factory=dict)
+    _asked_at: float = float("-inf")
+    _submitted: dict[str, Submitted] = field(default_factory=dict)
+
+    # -- what it knows ------------------------------------------------------------------------------------------------
+
+    def look(self, batches: Iterable[str]) -> Callable[[Claim], Seen | None]:
+        wanted = set(batches)
+        if wanted and time.monotonic() - self._asked_at >= self.every_s:
+            self._rows = self.queue.jobs()
+            self._asked_at = time.monotonic()
+        for name in wanted - self._submitted.keys():
+            self._find(name)
+        accounts: dict[str, tuple[str, str]] | None = None
+
+        def seen(claim: Claim) -> Seen | None:
+            nonlocal accounts
+            id = self.id_of(claim)
+            if id is None:
+                return None
+            row = self._rows.get(id)
+            if row is not None and row.name != submit.PREFIX + claim.batch:
+                row = None  # the controller lost our job and gave its number to another
+            if row is not None and row.alive:
+                running = row.state in ("RUNNING", "COMPLETING")
+                reason = "" if row.reason in ("None", "") else f" ({STUCK.get(row.reason, row.reason)})"
+                return Seen(True, running, row.state.lower() + reason, where=row.nodes)
+            if accounts is None:
+                accounts = self.queue.accounts(sorted({s.job for s in self._submitted.values()})) or {}
+            state, code = accounts.get(id, ("", ""))
+            if row is None and (not state or state in ("RUNNING", "PENDING", "REQUEUED")):
+                return None
+            return self._dead(claim, state if state in ENDINGS or row is None else row.state, code)
+
+        return seen
+
+    def _dead(self, claim: Claim, state: str, code: str) -> Seen:
+        kind = ENDINGS.get(state, "killed")
+        if code in EARLY_SIGNAL:
+            kind = "signal"
+        if kind == "killed" and "memory limit" in log_tail(self.place, claim):
+            kind = "memory"
+        return Seen(False, word=f"SLURM ended it: {state}{f', exit code {code}' if code else ''}", kind=kind)
+
+    def _find(self, batch: str) -> None:
+        """The job id of a batch: written down by who submitted it, or known to the queue by the batch's name."""
+        batches = Batches(self.place)
+        submitted = batches.submitted(batch)
+        if submitted is None:
+            rows = [row for row in self._rows.values() if row.name == submit.PREFIX + batch]
+            if not rows:
+                return
+            job, _, index = rows[0].id.partition("_")
+            submitted = Submitted(job=job, array=bool(index))
+            batches.write_submitted(batch, submitted)
+        self._submitted[batch] = submitted
+
+    def id_of(self, claim: Claim) -> str | None:
+        """The job, or the element of an array, that works on the claim."""
+        if claim.batch not in self._submitted:
+            self._find(claim.batch)
+        submitted = self._submitted.get(claim.batch)
+        if submitted is None:
+            return None
+        return f"{submitted.job}_{claim.index}" if submitted.array else submitted.job
+
+    # -- what it does -------------------------------------------------------------------------------------------------
+
+    def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: submit.After | None = None) -> Submitted:
+        """Submit the batch. Raises Unreachable, or HarnessError with what sbatch refused."""
+        shape = submit.Shape.of(stage, self.launch, self.gpus)
+        made = submit.executor(Batches(self.place).path(batch.name), batch, shape, self.launch, self.limit_s, after)
+        submitted = submit.submit(self.place, batch, list(attempts), made, self.queue)
+        self._submitted[batch.name] = submitted
+        self._asked_at = float("-inf")
+        return submitted
+
+    def after(self, stage: str, batches: Sequence[str], matching: bool) -> submit.After | None:
+        """The dependency on batches: element by element where they match, else on their end, however that is."""
+        found = [self._submitted[name] for name in batches if name in self._submitted]
+        if not found:
+            return None
+        if not matching:
+            return submit.After("afterany", tuple(s.job for s in found))
+        return submit.After("aftercorr" if found[0].array else "afterok", (found[0].job,))
+
+    def most(self) -> int:
+        """Jobs of one batch."""
+        return self.queue.largest_array()
+
+    def cancel(self, claims: Iterable[Claim]) -> list[str]:
+        """End the jobs of the claims; their ids."""
+        ids = [id for claim in claims if (id := self.id_of(claim)) is not None]
+        self.queue.cancel(ids)
+        return ids

@@ -1,0 +1,204 @@
+"""Where each task stands: from the records, the claims, and what the queue says; the folder's word goes first.
+
+A job that the queue knows is alive whatever became of its earlier runs. One that it does not know, twice with some
+seconds between, and that left no word of its own, is lost. What ended without being done is tried again: at no cost
+where the cluster took it (a node, the time limit, a preemption), and otherwise up to `tries` times of the same kind
+in a row that got no further.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from harness import store
+from harness.launch.folders import Attempts, Batches, Claim, End, now
+from harness.launch.tasks import Task
+from harness.launch.truth import log_tail, progress
+
+State = Literal["done", "running", "queued", "missing", "waiting", "failed", "skipped", "cancelled"]
+OVER: tuple[State, ...] = ("done", "failed", "skipped", "cancelled")
+TWICE_S = 6.0  # between two looks that miss a job, before it counts as lost
+SUBMITTING_S = 60.0  # that a batch may stay without a job id while nobody can be asked whether its submitter lives
+MOST_TRIES = 200  # of one task, whatever ended them
+FREE = ("node", "preempted", "time limit", "signal", "void", "dependency", "cancelled")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job in the eyes of its executor."""
+
+    alive: bool
+    running: bool = False
+    word: str = ""  # its state and reason, as the executor says it
+    kind: str = ""  # what ended it, for one that is not alive
+    where: str = ""
+
+
+class Executor(Protocol):
+    """Where jobs run."""
+
+    name: str
+
+    def look(self, batches: Iterable[str]) -> Callable[[Claim], Seen | None]:
+        """What is known of the job of a claim; None where it is unknown. Raises HarnessError when nobody answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    task: Task
+    state: State
+    why: str = ""
+    attempt: int = 0
+    where: str = ""
+
+
+@dataclass
+class Look:
+    """Looks at a study again and again, and remembers what it saw before."""
+
+    place: store.Study
+    tasks: list[Task]
+    complete: Callable[[Task], bool]  # whether the store has all that the task is to make
+    executor: Executor
+    tries: int = 3
+    _done: set[str] = field(default_factory=set)
+    _absent: dict[tuple[str, int], float] = field(default_factory=dict)
+    _checked: set[str] = field(default_factory=set)
+    _forgiven: dict[str, int] = field(default_factory=dict)  # attempts up to this one do not count
+
+    def __call__(self) -> dict[str, Standing]:
+        """Every task's standing, by name."""
+        claims = {task.name: self._last(task) for task in self.tasks if not self._is_done(task)}
+        seen = self.executor.look({claim.batch for claim in claims.values() if claim is not None})
+        found: dict[str, Standing] = {}
+        for task in self.tasks:
+            found[task.name] = self._standing(task, claims.get(task.name), seen, found)
+        return found
+
+    def forgive(self) -> None:
+        """What failed or was cancelled before this command is tried anew: the user asks for it again."""
+        last = {task.name: self._last(task) for task in self.tasks}
+        self._forgiven = {name: claim.attempt for name, claim in last.items() if claim is not None}
+
+    def _last(self, task: Task) -> Claim | None:
+        return Attempts(self.place, task).last()
+
+    def _is_done(self, task: Task) -> bool:
+        """Asks the store once per attempt that says it is done; the store's word is what counts."""
+        if task.name in self._done:
+            return True
+        attempts = Attempts(self.place, task)
+        claim = attempts.last()
+        end = None if claim is None else attempts.end(claim.attempt)
+        key = f"{task.name} {0 if claim is None else claim.attempt} {end is not None and end.state}"
+        if key in self._checked:
+            return False
+        if claim is not None and end is None:
+            return False  # at work
+        self._checked.add(key)
+        if self.complete(task):
+            self._done.add(task.name)
+            return True
+        return False
+
+    def _standing(
+        self, task: Task, claim: Claim | None, seen: Callable[[Claim], Seen | None], before: dict[str, Standing]
+    ) -> Standing:
+        if task.name in self._done:
+            return Standing(task, "done")
+        needs = [before[name] for name in task.needs if name in before]
+        bad = [need for need in needs if need.state in ("failed", "skipped", "cancelled")]
+        if claim is None:
+            return self._unclaimed(task, needs, bad)
+        attempts = Attempts(self.place, task)
+        end = attempts.end(claim.attempt)
+        job = seen(claim)
+        if job is not None and job.alive and (end is None or end.state == "stopped"):
+            self._absent.pop((task.name, claim.attempt), None)
+            return Standing(task, "running" if job.running else "queued", job.word, claim.attempt, job.where)
+        if end is None or (end.state == "stopped" and job is not None and job.kind == "cancelled"):
+            end = self._found_dead(task, claim, job, needs)
+        if end is None:
+            return Standing(task, "queued", "submitted, and not seen yet", claim.attempt)
+        return self._after(task, claim, end, needs, bad)
+
+    def _unclaimed(self, task: Task, needs: list[Standing], bad: list[Standing]) -> Standing:
+        if bad:
+            return Standing(task, "skipped", f"{bad[0].task.name}: {bad[0].state}")
+        return Standing(task, "missing" if all(need.state == "done" for need in needs) else "waiting")
+
+    def _found_dead(self, task: Task, claim: Claim, job: Seen | None, needs: list[Standing]) -> End | None:
+        """What ended an attempt that left no word; None while that is not certain. It is written down."""
+        if job is not None:
+            kind, message = job.kind, job.word
+            if kind == "cancelled" and any(need.state != "done" for need in needs):
+                kind, message = "dependency", "what it needs did not come to its end"
+        else:
+            first = self._absent.setdefault((task.name, claim.attempt), time.monotonic())
+            kind, message, patience = self._missed(claim)
+            if time.monotonic() - first < patience:
+                return None
+        attempts = Attempts(self.place, task)
+        tail = log_tail(self.place, claim)
+        end = End(state="failed", kind=kind, message=f"{message}\n{tail}".strip(), at=now())
+        written = attempts.end(claim.attempt)  # the job may have had its word in the meantime
+        if written is None or written.state == "stopped":
+            attempts.ended(claim.attempt, end)
+        return attempts.end(claim.attempt)
+
+    def _missed(self, claim: Claim) -> tuple[str, str, float]:
+        """What a job that nobody knows is taken for, and after how many seconds."""
+        batches = Batches(self.place)
+        if batches.submitted(claim.batch) is not None:
+            return "lost", "the queue does not know the job any more, and it left no word", TWICE_S
+        batch = batches.read(claim.batch)
+        dead = batch is not None and batch.host == socket.gethostname() and not lives(batch.pid)
+        return "void", "it was never submitted", TWICE_S if dead else SUBMITTING_S
+
+    def _after(self, task: Task, claim: Claim, end: End, needs: list[Standing], bad: list[Standing]) -> Standing:
+        """The standing of a task whose last attempt is over and which is not done."""
+        since = self._forgiven.get(task.name, 0)
+        if end.kind == "cancelled" and claim.attempt > since:
+            return Standing(task, "cancelled", end.message, claim.attempt)
+        if self._failures(task, since) >= self.tries or claim.attempt >= since + MOST_TRIES:
+            return Standing(task, "failed", end.message, claim.attempt)
+        if bad:
+            return Standing(task, "skipped", f"{bad[0].task.name}: {bad[0].state}", claim.attempt)
+        ready = all(need.state == "done" for need in needs)
+        return Standing(task, "missing" if ready else "waiting", end.message, claim.attempt)
+
+    def _failures(self, task: Task, since: int) -> int:
+        """Attempts after `since`, from the last one back, that ended in the same way and got no further."""
+        attempts = Attempts(self.place, task)
+        reached, count, kind = progress(self.place, task), 0, None
+        for claim in reversed(attempts.all()):
+            end = attempts.end(claim.attempt)
+            if claim.attempt <= since:
+                break
+            if end is None or end.kind in FREE:
+                continue
+            said = (end.kind, end.message if end.kind == "error" else "")
+            if (kind is not None and said != kind) or claim.reached < reached:
+                break
+            kind, reached, count = said, claim.reached, count + 1
+        return count
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:  # a process that ended and that nobody waited for still has its number
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return True

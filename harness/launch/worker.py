@@ -1,0 +1,146 @@
+"""What a job does: one task of a study, from wherever it stands, in the code that was frozen when it was submitted.
+
+A job may be killed at any moment and started again, or run twice: the store says what is done, the lease says who may
+write. On the signal before the time limit, or at a preemption, it saves itself and goes back into the queue.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.display import Plain
+from harness.distributed import ranks
+from harness.errors import HarnessError, told
+from harness.evaluate_run import evaluate_references, evaluate_run
+from harness.launch.folders import Attempts, Batch, Batches, End, Superseded, now
+from harness.launch.tasks import Task, graph
+from harness.launch.truth import Truth
+from harness.pretrain_run import pretrain_run
+from harness.records import ENDED, RunRecord
+from harness.resolve import Job, jobs
+from harness.shared import adopt
+from harness.signals import Stopper
+from harness.study import Study, build
+from harness.train.pretraining import Interrupted
+
+AGAIN = 75  # exit status of a job that saved itself and is to be run again (EX_TEMPFAIL)
+
+
+class NotYet(Exception):
+    """What the task needs is not there yet."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The element `index` of a batch; what submitit pickles, so it holds nothing but names."""
+
+    study: str
+    batch: str
+    index: int
+    attempt: int
+
+    def __call__(self) -> str:
+        """Do the task. Exits with a status that says how, where it did not come to its end."""
+        from harness.launch import submit
+
+        submit.inside_job(Path(self.study), self.batch)
+        with Stopper().installed(in_job=True) as stopper:
+            state = work(self, stopper)
+            if state == "stopped" and stopper.again and submit.requeue_self():
+                sys.exit(0)  # SLURM ends this process any moment and starts it again later
+        if state == "done":
+            return state
+        sys.exit(AGAIN if state == "stopped" else 1)
+
+    def checkpoint(self) -> Any:
+        """For a signal that comes before our own handler is there: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def work(item: Work, stopper: Stopper) -> str:
+    """Do one task; how it ended: "done", "failed" or "stopped". Every way out but a kill is written down."""
+    place = store.Study(Path(item.study))
+    batch = Batches(place).read(item.batch)
+    if batch is None:
+        raise HarnessError(f"no batch {item.batch} in {place.path}", "the study's folder, shared with this node")
+    study = build(batch.request)
+    data_dir = None if batch.data_dir is None else Path(batch.data_dir)
+    if batch.tasks[item.index] == "tables":
+        from harness.launch.command import close
+
+        close(place, batch)
+        return "done"
+    todo = jobs(study, data_dir)
+    task = _task(batch, item.index, study, todo)
+    attempts = Attempts(place, task)
+    claim = attempts.of(item.attempt)
+    if claim is None or (claim.batch, claim.index) != (item.batch, item.index):
+        print(f"{task.name}: another command's job has this attempt", flush=True)
+        return "done"
+    try:
+        guard = attempts.take(item.attempt)
+        _do(task, Truth(study, place, todo, data_dir), stopper, guard)
+        guard()
+        end = End(state="done", at=now())
+    except Superseded:
+        print(f"{task.name}: a later job has this task; this one stops and writes nothing", flush=True)
+        return "done"
+    except NotYet as error:
+        end = End(state="stopped", kind="dependency", message=str(error), at=now())
+    except (KeyboardInterrupt, Interrupted):
+        end = End(state="stopped", kind="signal", message=f"stopped by {stopper.by}", at=now())
+    except Exception as error:
+        traceback.print_exc()
+        end = End(state="failed", kind="error", message=told(error), at=now())
+    if ranks().first:
+        attempts.ended(item.attempt, end)
+    return end.state
+
+
+def _task(batch: Batch, index: int, study: Study, todo: list[Job]) -> Task:
+    name = batch.tasks[index]
+    tasks = {task.name: task for task in graph(study, todo)}
+    if name not in tasks:
+        raise HarnessError(
+            f"the task {name!r} of the batch {batch.name} is not one of its study here",
+            "the code, the settings and the data that were there at submission",
+            "repeat the command that was submitted",
+        )
+    return tasks[name]
+
+
+def _do(task: Task, truth: Truth, stopper: Stopper, guard: Callable[[], None]) -> None:
+    """The work itself; returns when the store has all of it, or raises."""
+    if truth.complete(task):
+        return
+    place, display = truth.place, Plain()
+    if task.stage == "references":
+        data = next(job.data for job in truth.todo if job.cell.dataset == task.key)
+        evaluate_references(data, truth.study, place, display, truth.data_dir, guard=guard)
+        return
+    job, record = truth.job(task.key), truth.record(task.key)
+    if task.stage == "pretrain":
+        pretrain_run(job, place.run(job.key), record, display, stopper, guard)
+        return
+    if job.source is not None:
+        record = adopted(job, truth)
+    if record is None or record.state not in ENDED:
+        raise NotYet(f"the run {task.key} is not pre-trained")  # SLURM takes a dependency that it forgot for fulfilled
+    if record.state == "finished":
+        evaluate_run(job, truth.study, place, display, truth.data_dir, only=task.share, guard=guard)
+
+
+def adopted(job: Job, truth: Truth) -> RunRecord | None:
+    """The record of a reader, made of its source's; None while there is none."""
+    record, source = truth.record(job.key), truth.record(job.source.key)
+    if source is None or (record is not None and record.state in ENDED):
+        return record
+    return adopt(job, truth.place, source)
