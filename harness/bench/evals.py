@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from harness.data.dataset import Dataset
     from harness.method import Method
 
-SUBSET = {"fit": 320, "select": 80, "test": 400}  # images of train: few, for the online side's sake
+SUBSET = {"fit": 800, "select": 200, "test": 1_000}  # images of train: few, for the online side's sake
 EPOCHS = 90
 BATCH = 128
-RATE = 300.0  # 0.1 x 1.28 million / 400 = 320
+RATE = 128.0  # 0.1 x 1.28 million / 1,000
 STEPS = 40  # of pre-training before: enough that features are not those of noise
 ROUNDS = 3
 EVALS = ("linear", "knn")

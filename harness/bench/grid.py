@@ -2,8 +2,8 @@
 
 DDAE's network, whose protocol the grid is: every decoder block at three levels. Speed does not depend on the weights,
 which are as initialised. A run of a cell is the eval `linear` at that tap, with all it does on all the images it wants;
-so the images are few, in the proportions of CIFAR-10. `python -m harness.bench.grid` is the process whose memory is
-measured, on all images.
+so the images are few there, in the proportions of CIFAR-10, and more beside bare passes.
+`python -m harness.bench.grid` is the process whose memory is measured, on all images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +32,27 @@ if TYPE_CHECKING:
     from harness.data.dataset import Dataset
     from harness.method import Method, Tap
 
-SUBSET = {"fit": 1_800, "select": 200, "test": 400}  # a twenty-fifth of CIFAR-10
-CHOICE = 400  # and of the images of fit that a choice is made with
 ROUNDS = 3
 PASSES, GRID, CELLS = "one pass a noise level, nothing read", "the grid, streaming ridge", "one run a cell"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images of each part, those of fit that a choice is made with, and rounds for each one asked for."""
+
+    parts: dict[str, int]
+    choice: int
+    rounds: int = 1
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        few = replace(COMMON, choice_images=self.choice)
+        with patched(context, "CHEAP", self.parts), patched(context, "COMMON", few):
+            yield
+
+
+BESIDE_PASSES = Sizes({"fit": 3_600, "select": 400, "test": 800}, 3_600, rounds=3)
+BESIDE_CELLS = Sizes({"fit": 1_800, "select": 200, "test": 400}, 400)  # a twenty-fifth of CIFAR-10
 
 
 def bench(data_dir: Path | None, rounds: int = ROUNDS, memory: bool = True) -> None:
@@ -41,38 +60,33 @@ def bench(data_dir: Path | None, rounds: int = ROUNDS, memory: bool = True) -> N
     from harness.bench.evals import found_data
 
     data = found_data(data_dir)
-    few = replace(COMMON, choice_images=CHOICE)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patched(context, "CHEAP", SUBSET),
-        patched(context, "COMMON", few),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         lab = Lab(data, Path(folder))
         taps = lab.method.taps()
         levels = {tap.noise for tap in taps}
-        counts = ", ".join(f"{lab.fresh().part(part).n} {part}" for part in SUBSET)
-        line(
-            f"{data.title}: {counts} images, {CHOICE} of fit for the choice; DDAE nano, {len(taps)} taps = "
-            f"{len(taps) // len(levels)} blocks x {len(levels)} levels; {rounds} interleaved rounds"
-        )
-        sides = {PASSES: lab.passes, GRID: lab.grid, CELLS: lab.cells}
-        seconds = interleave({name: (lambda work=work: timed(work)) for name, work in sides.items()}, rounds)
-    rows = [
-        [
-            name,
-            Spread.of(found).text(".2f"),
-            ratios(found, seconds[PASSES]).text(".3f"),
-            ratios(found, seconds[GRID]).text(".2f"),
-        ]
-        for name, found in seconds.items()
-    ]
+        line(f"{data.title}; DDAE nano, {len(taps)} taps = {len(taps) // len(levels)} blocks x {len(levels)} levels")
+        rows = _compared(lab, {PASSES: lab.passes, GRID: lab.grid}, BESIDE_PASSES, rounds)
+        rows += _compared(lab, {GRID: lab.grid, CELLS: lab.cells}, BESIDE_CELLS, rounds)
     notes = [
-        "Medians (lowest to highest round); ratios round by round.",
+        "Medians (lowest to highest round); a ratio is taken round by round, to the first of its pair.",
         "A run of a cell extracts its tap on fit, select and test, chooses one of ten penalties, refits and scores.",
     ]
-    table("grid of taps", ["what", "seconds", "to bare passes", "to the grid"], rows, notes)
+    table("grid of taps", ["what", "images", "seconds", "ratio"], rows, notes)
     if memory:
         _memory(data_dir)
+
+
+def _compared(lab: Lab, pair: dict[str, Callable[[], None]], sizes: Sizes, rounds: int) -> list[list[str]]:
+    """A row for each of the pair, measured in interleaved rounds."""
+    with sizes.used():
+        sides = {name: (lambda work=work: timed(work)) for name, work in pair.items()}
+        seconds = interleave(sides, rounds * sizes.rounds)
+    images = f"{sizes.choice:,} of fit, {sizes.parts['select']:,} of select"
+    first = next(iter(seconds.values()))
+    return [
+        [name, images, Spread.of(found).text(".2f"), ratios(found, first).text(".3f")]
+        for name, found in seconds.items()
+    ]
 
 
 def _memory(data_dir: Path | None) -> None:
@@ -119,7 +133,7 @@ class Lab:
         levels = sorted({tap.noise for tap in self.method.taps()})
         for part in ("fit", "select"):
             images = within.part(part)
-            for start in range(0, min(images.n, CHOICE), CHUNK):
+            for start in range(0, min(images.n, context.COMMON.choice_images), CHUNK):
                 x = images.chunk(start, CHUNK)
                 for level in levels:
                     with torch.no_grad():
