@@ -25,8 +25,9 @@ class Batches:
     """Batches of `part`, augmented on `device`; of cached `latents` [V, n, ...] (V views), where they are given.
 
     With `labels` each batch holds its images' labels too; nothing else about it changes.
-    `share` = (rank, ranks) gives this process its slice of every batch. Draws are made for the whole batch first, so
-    what an image looks like does not depend on how many processes there are.
+    `share` = (rank, ranks) gives this process every `ranks`-th image of each batch, from image `rank` on, so that a
+    method that treats the first images of a batch differently finds them first everywhere. Draws are made for the whole
+    batch, so what an image looks like does not depend on how many processes there are.
     """
 
     def __init__(
@@ -51,8 +52,7 @@ class Batches:
         self.latents = latents
         self.labels = part.labels.to(self.device) if labels else None
         self.images = part.images if latents is not None else _resident(part.images, self.device)
-        size = batch_size // share[1]
-        self._mine = slice(share[0] * size, (share[0] + 1) * size)
+        self._mine = slice(share[0], None, share[1])
         self._orders: dict[int, Tensor] = {}
         self._drawn: tuple[int, Boxes | None] = (-1, None)  # a block of steps and its boxes
 
@@ -72,7 +72,7 @@ class Batches:
         return self._orders[epoch]
 
     def at(self, step: int) -> Batch:
-        """This process's slice of batch `step`."""
+        """This process's part of batch `step`."""
         positions = self.positions(step)[self._mine]
         labels = None if self.labels is None else self.labels[positions.to(self.device)]
         if self.latents is not None:

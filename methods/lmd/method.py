@@ -169,7 +169,8 @@ class Lmd(OnLatents):
         ratio = mask_ratio(progress, self.config)
         loss = self.core.loss(patches, self._drop(patches, ratio, rng))
         if self.unmasking and self.training and rng.number("unmasking") % self.config.sampler_every == 0:
-            self.unmasking.update(self.core, patches[: self.config.sampler_images], rng.at("unmasking"))
+            # Statistics that the loss does not read: where processes share a batch, the first one's images serve.
+            self.unmasking.update(self.core, patches[: self.config.sampler_images], rng.alone.at("unmasking"))
         return Loss(loss, {"masked_mse": loss.detach(), "mask_ratio": torch.tensor(ratio)})
 
     def _drop(self, patches: Tensor, ratio: float, rng: Rng) -> Drop:

@@ -74,7 +74,8 @@ class Mae(Method):
         drop = self._drop(patches, self.config.mask_ratio, rng)
         loss = self.core.loss(patches, drop)
         if self.unmasking and self.training and rng.number("unmasking") % self.config.sampler_every == 0:
-            self.unmasking.update(self.core, patches[: self.config.sampler_images], rng.at("unmasking"))
+            # Statistics that the loss does not read: where processes share a batch, the first one's images serve.
+            self.unmasking.update(self.core, patches[: self.config.sampler_images], rng.alone.at("unmasking"))
         return Loss(loss, {"masked_mse": loss.detach()})
 
     def _drop(self, patches: Tensor, ratio: float, rng: Rng):

@@ -107,14 +107,16 @@ class Umd(Method):
         return self.objective(batch.images, self.draws(batch.images, rng))
 
     def draws(self, images: Tensor, rng: Rng) -> Draws:
-        """What is random in a step on `images` [B, C, H, W]."""
-        tokens, clean = self.network.tokens, int(len(images) * self.config.no_noise)
-        n = len(images) - clean
+        """What is random in a step on `images` [B, C, H, W], of a shared batch those that this process has."""
+        tokens, whole = self.network.tokens, rng.whole(len(images))
+        split = whole - int(whole * self.config.no_noise)
+        noisy, clean = rng.part(0, split), rng.part(split, whole)
+        n = noisy.share.count
         return Draws(
-            k=rng.integers("time", T, (n,)),
-            eps=rng.normal("noise", (n, *images.shape[1:])),
-            order_noisy=rng.uniform("mask-noisy", (n, tokens)),
-            order_clean=rng.uniform("mask-clean", (clean, tokens)),
+            k=noisy.integers("time", T, (n,)),
+            eps=noisy.normal("noise", (n, *images.shape[1:])),
+            order_noisy=noisy.uniform("mask-noisy", (n, tokens)),
+            order_clean=clean.uniform("mask-clean", (len(images) - n, tokens)),
         )
 
     def objective(self, images: Tensor, draws: Draws, labels: Tensor | None = None) -> Loss:

@@ -79,7 +79,7 @@ def test_each_process_has_the_labels_of_its_own_slice() -> None:
     part = toy_part()
     whole = Batches(part, 6, Rng(0), Augment(), True, labels=True).at(3).labels
     slices = [Batches(part, 6, Rng(0), Augment(), True, share=(r, 3), labels=True).at(3).labels for r in range(3)]
-    assert torch.equal(torch.cat(slices), whole)
+    assert torch.equal(torch.stack(slices, dim=1).flatten(), whole)
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
