@@ -46,6 +46,23 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint; whole where `load_latest` has just looked."""
+    return max(folder.glob("step-*.pt"), default=None)
+
+
+def load(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """The checkpoint that another process of the job found whole. Raises HarnessError where it is not so from here."""
+    data = path.read_bytes() if path.exists() else b""
+    if path.stem.rpartition("-")[2] != _digest(data):
+        raise HarnessError(
+            f"the checkpoint {path} is not the same file for every process of the job",
+            "one folder that all nodes see alike",
+            "choose a folder on a file system that all nodes share with --out",
+        )
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+
+
 def load_latest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest whole checkpoint, and a line for each damaged one that was set aside (renamed `.damaged`)."""
     notices = []

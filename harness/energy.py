@@ -79,11 +79,24 @@ class Nvml:
         return now / 1e3
 
 
-def counters(device: torch.device | str, powercap: Path = POWERCAP) -> list[Counter]:
-    """What can be read on the machine for work on `device`; nothing where the device itself cannot be."""
-    packages = _packages(powercap)
+class Nothing:
+    """What a process has to count on a CPU whose packages another process of the job counts."""
+
+    name = "no counter of its own"
+    holds_s = math.inf
+
+    def joules(self) -> float:
+        return 0.0
+
+
+def counters(device: torch.device | str, powercap: Path = POWERCAP, packages_too: bool = True) -> list[Counter]:
+    """What can be read on the machine for work on `device`; nothing where the device itself cannot be.
+
+    Without `packages_too`, for one that shares its machine with a process that counts them: the device alone.
+    """
+    packages = _packages(powercap) if packages_too else []
     if torch.device(device).type == "cpu":
-        return packages
+        return packages if packages_too else [Nothing()]
     card = _card(torch.device(device))
     return [card, *packages] if card else []
 

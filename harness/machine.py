@@ -91,10 +91,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
-def environment(precision: str, compiled: bool) -> Environment:
+def environment(precision: str, compiled: bool, devices: int = 1) -> Environment:
+    """Of this process; `devices` alike worked together, a process each."""
     return Environment(
         device=device_name(),
-        devices=1,
+        devices=devices,
         cpu_threads=torch.get_num_threads(),
         precision=precision,
         compiled=compiled,

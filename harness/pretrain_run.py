@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from harness import checkpoint, energy, machine, peak, store
 from harness.budget import Meter
 from harness.config import plain
 from harness.display import Display
+from harness.distributed import ALONE, Ranks, lost_another
 from harness.errors import CannotWrite, Diverged, said
 from harness.method import Method
 from harness.plugins import card
@@ -28,24 +30,88 @@ def pretrain_run(
     display: Display,
     stopper: Stopper,
     guard: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> RunRecord:
     """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when stopped.
 
-    `guard` is called before anything is written, and may raise: then nothing more is.
+    `guard` is called before anything is written, and may raise: then nothing more is. With several `ranks` all of them
+    call this function; the first one decides, asks its guard and writes, and all return its record.
     """
     peak.stated()  # a setting that is no number is refused before any work
-    record = opening(job, before)
-    store.write(folder.record, record)
+    ranks.check_batch(job.train.batch_size, "train.batch_size")
+    keep = _Writer(folder, guard, ranks)
+    record = opening(job, ranks.told(before))
+    keep(record)
     machine.forget_peak_memory()
-    device = machine.device()
     try:
         method = job.build()
         record = _known(record, method)
+        preparation = method.preparation()
+        if preparation is not None and preparation.batch_size:
+            ranks.check_batch(preparation.batch_size, "the preparation's batch size")
     except Exception as error:
-        store.write(folder.record, record.model_copy(update={"state": "failed", "message": said(error)}))
+        keep(record.model_copy(update={"state": "failed", "message": said(error)}))
         raise
-    store.write(folder.record, record)
-    work = Pretraining(
+    keep(record)
+    work = _pretraining(job, folder, method, display, stopper, guard, ranks)
+    if ranks.first:
+        display.phase(job.label, "starting" if before is None else "going on")
+    state, message = "finished", None
+    try:
+        with stopper.graceful():
+            work.run()
+    except Diverged as error:
+        state, message = "diverged", str(error)
+    except Interrupted:
+        keep(_closing(record, work, method, "interrupted", None))
+        raise
+    except CannotWrite:
+        raise
+    except Exception as error:
+        keep(_closing(record, work, method, "failed", LOST if lost_another(error) else said(error)))
+        raise
+    record = _closing(record, work, method, state, message)
+    keep(record)
+    if state == "finished" and ranks.first:
+        checkpoint.prune(folder.checkpoints, keep=1)
+        shutil.rmtree(folder.cache, ignore_errors=True)  # latents that only training needs
+    record, stopped = ranks.told((record.model_dump(), stopper.asked))
+    if stopped:  # during the last step: nothing is left to save
+        raise Interrupted
+    return RunRecord.model_validate(record)
+
+
+LOST = "another process of the job ended or fell silent; its log says why"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the run's record, from the first of the ranks and where its guard lets it."""
+
+    folder: RunFolder
+    guard: Callable[[], None]
+    ranks: Ranks
+
+    def __call__(self, record: RunRecord) -> None:
+        if self.ranks.first:
+            self.guard()
+            store.write(self.folder.record, record)
+
+
+def _pretraining(
+    job: Job,
+    folder: RunFolder,
+    method: Method,
+    display: Display,
+    stopper: Stopper,
+    guard: Callable[[], None],
+    ranks: Ranks,
+) -> Pretraining:
+    def tell(what: Callable[[], None]) -> None:
+        if ranks.first:
+            what()
+
+    return Pretraining(
         method=method,
         fit=job.data.fit,
         mirror=job.data.mirror,
@@ -54,36 +120,14 @@ def pretrain_run(
         batch_size=job.train.batch_size,
         folder=folder,
         rng=Rng(job.cell.seed),
-        device=device,
-        notify=lambda tick: display.tick(job.label, tick),
-        say=lambda line: display.say(f"{job.label}: {line}"),
+        device=ranks.device,
+        ranks=ranks,
+        notify=lambda tick: tell(lambda: display.tick(job.label, tick)),
+        say=lambda line: tell(lambda: display.say(f"{job.label}: {line}")),
         should_stop=lambda: stopper.asked,
         guard=guard,
-        energy=energy.EnergyMeter(energy.counters(device)),
+        energy=energy.EnergyMeter(energy.counters(ranks.device, packages_too=ranks.local == 0)),
     )
-    display.phase(job.label, "starting" if before is None else "going on")
-    state, message = "finished", None
-    try:
-        with stopper.graceful():
-            work.run()
-    except Diverged as error:
-        state, message = "diverged", str(error)
-    except Interrupted:
-        store.write(folder.record, _closing(record, work, method, "interrupted", None))
-        raise
-    except CannotWrite:
-        raise
-    except Exception as error:
-        store.write(folder.record, _closing(record, work, method, "failed", said(error)))
-        raise
-    record = _closing(record, work, method, state, message)
-    store.write(folder.record, record)
-    if state == "finished":
-        checkpoint.prune(folder.checkpoints, keep=1)
-        shutil.rmtree(folder.cache, ignore_errors=True)  # latents that only training needs
-    if stopper.asked:  # during the last step: nothing is left to save
-        raise Interrupted
-    return record
 
 
 def opening(job: Job, before: RunRecord | None) -> RunRecord:
@@ -126,7 +170,7 @@ def _closing(record: RunRecord, work: Pretraining, method: Method, state: str, m
             for share, at in sorted(work.snapshots.items())
         },
         "ledger": {name: round(seconds, 3) for name, seconds in work.ledger.snapshot().items()},
-        "environment": machine.environment(stage.precision, stage.compiled) if stage else None,
+        "environment": machine.environment(stage.precision, stage.compiled, work.devices) if stage else None,
         "final_loss": stage.loss if stage else None,
         "cost": _cost(work, method, record.cost) if stage and state != "failed" else record.cost,
     }
@@ -134,6 +178,7 @@ def _closing(record: RunRecord, work: Pretraining, method: Method, state: str, m
 
 
 def _cost(work: Pretraining, method: Method, before: Cost | None) -> Cost:
+    """What the run cost all ranks together; its peak memory is that of the rank that took most."""
     trained = [p for p in method.parameters() if p.requires_grad]
     train_s = work.ledger.snapshot()["train"]
     img_s = work.train_img / train_s if train_s > 0 else None
@@ -141,6 +186,7 @@ def _cost(work: Pretraining, method: Method, before: Cost | None) -> Cost:
     peak_flop_s = _peak_flop_s(work)
     method.eval()
     flop_features, parameters_features = flops.feature_cost(method, method.taps()[0], work.rng.to(work.device))
+    most = max(taken for (taken,) in work.ranks.gather(machine.peak_memory_bytes()))
     return Cost(
         parameters=sum(p.numel() for p in trained),
         parameters_features=parameters_features,
@@ -150,8 +196,8 @@ def _cost(work: Pretraining, method: Method, before: Cost | None) -> Cost:
         img_s=img_s,
         mfu=flop_train * img_s / peak_flop_s if img_s and peak_flop_s else None,
         peak_flop_s=peak_flop_s,
-        peak_memory_bytes=max(machine.peak_memory_bytes(), before.peak_memory_bytes or 0 if before else 0),
-        energy_j=work.energy.joules(),
+        peak_memory_bytes=max(int(most), before.peak_memory_bytes or 0 if before else 0),
+        energy_j=work.joules(),
         energy_source=work.energy.source,
         outside_share=work.outside_share(),
     )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from harness.budget import parse_budget
 from harness.data.dataset import Part
+from harness.distributed import ALONE, Ranks
 from harness.method import Augment, Batch, DataSpec, Loss, Method, Objective, Optim, Preparation, Tap
 from harness.rng import Rng
 from harness.store import RunFolder
@@ -171,6 +172,7 @@ def training(
     batch_size: int = 8,
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda line: None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> Pretraining:
     """A run of a toy method; by default it neither logs nor saves between its fixed points."""
@@ -184,6 +186,7 @@ def training(
         folder=RunFolder(folder),
         rng=Rng(0),
         device=torch.device("cpu"),
+        ranks=ranks,
         should_stop=should_stop,
         say=say,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import store
 from harness.display import Plain
-from harness.distributed import ranks
+from harness.distributed import joined, ranks
 from harness.errors import HarnessError, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.launch.folders import Attempts, Batch, Batches, End, Superseded, now
@@ -86,7 +86,8 @@ def work(item: Work, stopper: Stopper) -> str:
         print(f"{task.name}: another command's job has this attempt", flush=True)
         return "done"
     try:
-        guard = attempts.take(item.attempt)
+        # One lease for all processes of the job: the first one holds it, as it alone writes.
+        guard = attempts.take(item.attempt) if ranks().first else lambda: None
         _do(task, Truth(study, place, todo, data_dir), stopper, guard)
         guard()
         end = End(state="done", at=now())
@@ -128,7 +129,8 @@ def _do(task: Task, truth: Truth, stopper: Stopper, guard: Callable[[], None]) -
         return
     job, record = truth.job(task.key), truth.record(task.key)
     if task.stage == "pretrain":
-        pretrain_run(job, place.run(job.key), record, display, stopper, guard)
+        with joined() as group:
+            pretrain_run(job, place.run(job.key), record, display, stopper, guard, group)
         return
     if job.source is not None:
         record = adopted(job, truth)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness import checkpoint
 from harness.data.pixels import to_float
+from harness.distributed import ALONE, Ranks
 from harness.method import Method
 from harness.train import flops
 
@@ -33,15 +34,17 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
     views = views_of(run.method.eval(), images, run.mirror, run.device)
     if not views:
         return None
-    stored = checkpoint.find_snapshot(run.folder.cache, VIEWS)
     if not again:
         run.flop += encoding_flop(run.method, images, views, run.device)
-    if again and stored is not None:
-        return checkpoint.load_snapshot(stored)["latents"].to(run.device)
+    stored = checkpoint.find_snapshot(run.folder.cache, VIEWS) if again and run.ranks.first else None
+    name = run.ranks.told(stored.name if stored else None)
+    if name is not None:
+        return checkpoint.load_snapshot(run.folder.cache / name)["latents"].to(run.device)
     begin = time.perf_counter()
-    latents = encode(run.method, images, views, run.device, run.prepared_in, run.energy.keep_up)
+    latents = encode(run.method, images, views, run.device, run.prepared_in, run.energy.keep_up, run.ranks)
     run.worked_s += time.perf_counter() - begin
-    checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
+    if run.ranks.first:
+        checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
     return latents
 
 
@@ -68,19 +71,32 @@ def encode(
     device: torch.device,
     precision: str,
     after_chunk: Callable[[], object] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """[V, n, ...] float32 of uint8 `images` [n, ...].
+    """[V, n, ...] float32 of uint8 `images` [n, ...]; each of `ranks` encodes every so many chunks, and has them all.
 
     In the precision that what encodes was trained in; a method that borrows its encoder holds it to float32.
     """
+    chunks = [(view, start) for view in range(len(views)) for start in range(0, len(images), CHUNK)]
     whole = None
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for view, mirrored in enumerate(views):
-            for start in range(0, len(images), CHUNK):
-                chunk = to_float(images[start : start + CHUNK].to(device))
-                part = method.cached(chunk.flip(-1) if mirrored else chunk).float()
-                if whole is None:
-                    whole = part.new_empty(len(views), len(images), *part.shape[1:])
-                whole[view, start : start + len(part)] = part
-                after_chunk()
+        for first in range(0, len(chunks), ranks.world):
+            view, start = chunks[min(first + ranks.rank, len(chunks) - 1)]  # one too many does the last again
+            chunk = to_float(images[start : start + CHUNK].to(device))
+            own = method.cached(chunk.flip(-1) if views[view] else chunk).float()
+            if whole is None:
+                whole = own.new_empty(len(views), len(images), *own.shape[1:])
+            for (view, start), part in zip(chunks[first:], _exchanged(own, ranks), strict=False):
+                place = whole[view, start : start + CHUNK]
+                place.copy_(part[: len(place)])
+            after_chunk()
     return whole
+
+
+def _exchanged(own: Tensor, ranks: Ranks) -> list[Tensor]:
+    """The chunks of all ranks, each of at least its own rows: what is exchanged has one shape."""
+    if ranks.world == 1:
+        return [own]
+    padded = own.new_zeros(CHUNK, *own.shape[1:])
+    padded[: len(own)] = own
+    return ranks.gather_tensors(padded)

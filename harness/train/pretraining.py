@@ -1,14 +1,18 @@
 """Pre-training of one run: prepare, cache, train, with its clock, its checkpoints and its snapshots.
 
 Whatever is killed, the same call goes on from the last checkpoint; what it has to do again is booked to `lost`.
+
+All processes of a job make the same calls. The first one's clock decides, and it alone writes: after each step it tells
+the others the share of the budget spent and what is due, so that all take the same steps at the same rates.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +23,7 @@ from harness import checkpoint
 from harness.budget import Budget, Meter, images_left
 from harness.data.batches import Batches
 from harness.data.dataset import Part
+from harness.distributed import ALONE, Ranks
 from harness.energy import EnergyMeter
 from harness.errors import HarnessError
 from harness.ledger import CHARGED, Ledger
@@ -51,7 +56,7 @@ class Pretraining:
     folder: RunFolder
     rng: Rng
     device: torch.device
-    devices: int = 1
+    ranks: Ranks = ALONE
     notify: Callable[[Tick], None] = lambda tick: None
     say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
@@ -74,6 +79,12 @@ class Pretraining:
         self._saved_at = self._logged_at = time.perf_counter()
         self._logged_img = 0
         self._resumed: dict[str, Any] | None = None
+        self._share = 0.0  # of the budget spent, as all ranks know it
+
+    @property
+    def devices(self) -> int:
+        """Of all ranks, one each, also on CPUs: device seconds are what all processes took together."""
+        return self.ranks.world
 
     # -- the run, in order ----------------------------------------------------------------------------------------
 
@@ -109,13 +120,14 @@ class Pretraining:
             self.stage.restore(self._resumed["stage"])
         elif name == "train":
             # At the shares that preparation took, too, the method is still untrained: the anytime curve says so.
-            for share in [0.0, *self._due(self.spent())]:
+            for share in [0.0, *self._due(self._agreed_share())]:
                 self._snapshot(share)
             self._save()
         self._refuse_empty(name)
+        self._agreed_share()
         self._logged_img, self._logged_at = self.img, time.perf_counter()
         with self._account(name):
-            run_stage(self.stage, self.spent, self._after_step)
+            run_stage(self.stage, lambda: self._share, self._after_step)
         self._refuse_overspent(name)
         if self.budget.is_time and name == "train" and abs(self.spent() - 1) > WITHIN:
             self.say(f"spent {self.spent():.2%} of the budget: a step takes {self.stage.step_share:.1%} of it")
@@ -133,12 +145,15 @@ class Pretraining:
             self.mirror,
             latents,
             self.device,
+            (self.ranks.rank, self.ranks.world),
             labels=objective.sees_labels,
         )
-        probe, rng = batches.at(0), self.rng.at(name).to(self.device)
+        rng = self.rng.at(name).to(self.device)
+        probe, probing = batches.at(0), replace(rng, share=self.ranks.share(batch_size))
         objective.train()
         if name not in self.flop_per_image:
-            self.flop_per_image[name] = flops.train_flop_per_image(objective, probe, rng)
+            of_part = flops.train_flop_per_image(objective, probe, probing)
+            self.flop_per_image[name] = self.ranks.mean(of_part)  # of the whole batch, whose parts are equally large
         return Stage(
             name=name,
             objective=objective,
@@ -146,12 +161,13 @@ class Pretraining:
             batch_size=batch_size,
             rng=rng,
             device=self.device,
-            precision=self._precision(name, objective, probe, rng),
+            precision=self._precision(name, objective, probe, probing),
             compiled=self.settings.compile,
             average=self.settings.ema if name == "train" else False,
             images_planned=self._images_planned(name, ends_at, batch_size),
-            begun_at=self.spent(),
+            begun_at=self._agreed_share(),
             ends_at=ends_at,
+            ranks=self.ranks,
         )
 
     def _precision(self, name: str, objective: Objective, probe: Any, rng: Rng) -> str:
@@ -161,7 +177,7 @@ class Pretraining:
             return self.settings.precision
         if not self.budget.is_time:
             return calibrate.by_device(self.device)
-        return calibrate.fastest(objective, probe, rng, self.device)[0]
+        return self.ranks.told(calibrate.fastest(objective, probe, rng, self.device)[0])
 
     def _images_planned(self, name: str, ends_at: float, batch_size: int) -> int | None:
         """Images of the stage for count budgets, fixed before its first step; None when time decides."""
@@ -179,7 +195,7 @@ class Pretraining:
                 f"room for at least one step of {stage.batch_size} images",
                 "a larger --budget, or a smaller train.batch_size",
             )
-        if stage.images_planned is None and stage.step == 0 and self.spent() >= stage.ends_at:
+        if stage.images_planned is None and stage.step == 0 and self._agreed_share() >= stage.ends_at:
             raise HarnessError(
                 f"the budget {self.budget} was used up by preparation ({self.ledger.charged_s():.1f} s) "
                 f"before {name!r} began",
@@ -190,7 +206,7 @@ class Pretraining:
     def _refuse_overspent(self, name: str) -> None:
         """A time budget that its first step alone overran bought no comparison."""
         stage = self.stage
-        if stage.images_planned is None and stage.step == 1 and self.spent() > 1.5 * stage.ends_at:
+        if stage.images_planned is None and stage.step == 1 and self._agreed_share() > 1.5 * stage.ends_at:
             raise HarnessError(
                 f"the budget {self.budget} is too small: a step of {name!r} took {stage.step_share:.3g} times as much",
                 "room for many steps",
@@ -217,8 +233,19 @@ class Pretraining:
         )
 
     def spent(self) -> float:
-        """Share of the budget spent."""
+        """Share of the budget spent, by this process's clock."""
         return self.budget.spent(self.meter())
+
+    def _agreed_share(self) -> float:
+        """Share of the budget spent, by the clock of rank 0."""
+        (self._share,) = self.ranks.broadcast(self.spent())
+        return self._share
+
+    def joules(self) -> float | None:
+        """Of the charged accounts, by all ranks; None where one of them could not be read."""
+        own = self.energy.joules()
+        every = [joules for (joules,) in self.ranks.gather(math.nan if own is None else own)]
+        return None if any(map(math.isnan, every)) else sum(every)
 
     def outside_share(self) -> float | None:
         """Share of the charged time that went elsewhere: data, logging, bookkeeping. None before the first step."""
@@ -232,27 +259,35 @@ class Pretraining:
         self.step += 1
         self.img += images
         self.flop += images * self.flop_per_image[stage.name]
-        share = self.spent()
+        log, save = self._orders(stage)
+        crossed = []
         if stage.name == "train":
             self.train_img += images
-            crossed = self._due(share)
-            if crossed:
-                stage.check_finite()
+            crossed = self._due(self._share)
+        if crossed:
+            stage.check_finite()
             for due in crossed:
                 self._snapshot(due)
-            if crossed:
-                self._save()
-        now = time.perf_counter()
-        if now - self._logged_at >= self.settings.log_s:
-            self._log(share, now)
-        if self.should_stop():
+            self._save()
+        if log:
+            self._log(self._share, time.perf_counter())
+        # Rank 0 alone is asked: a signal reaches the others sooner or later, or not at all.
+        if any(self.ranks.broadcast(self.should_stop())):
             self._save()
             raise Interrupted
-        if now - self._saved_at >= self.settings.checkpoint_s:
+        if save and not crossed:
             self._save()
 
+    def _orders(self, stage: Stage) -> list[float]:
+        """What rank 0's clock says is due, for all ranks: to log, to save. And the share spent by now."""
+        now, before = time.perf_counter(), self._share
+        log, save = now - self._logged_at >= self.settings.log_s, now - self._saved_at >= self.settings.checkpoint_s
+        self._share, *due = self.ranks.broadcast(self.spent(), log, save)
+        stage.step_share = self._share - before
+        return due
+
     def _log(self, share: float, now: float) -> None:
-        self.guard()
+        self._guarded()
         stage = self.stage
         stage.check_finite()
         self.energy.keep_up()
@@ -270,9 +305,24 @@ class Pretraining:
         self.notify(Tick(stage.name, share, stage.loss, img_s, left_s))
 
     def _write_line(self, **values: Any) -> None:
+        if not self.ranks.first:
+            return
         seconds = {name: round(s, 3) for name, s in self.ledger.snapshot().items() if s}
         line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step, **values}
         append_line(self.folder.log, line | {"ledger": seconds})
+
+    def _guarded(self) -> None:
+        """Ask the guard of rank 0; where it raises, all ranks do."""
+        refused = None
+        if self.ranks.first:
+            try:
+                self.guard()
+            except Exception as error:
+                if self.ranks.world == 1:
+                    raise
+                refused = error
+        if (refused := self.ranks.told(refused)) is not None:
+            raise refused
 
     # -- saving and resuming --------------------------------------------------------------------------------------
 
@@ -281,35 +331,39 @@ class Pretraining:
         return [s for s in self.settings.snapshots if s <= share and s not in self.snapshots]
 
     def _snapshot(self, share: float) -> None:
-        self.guard()
+        self._guarded()
         with self._account("checkpoint"):
-            checkpoint.save_snapshot(self.folder.snapshots, share, self.stage.weights())
+            if self.ranks.first:
+                checkpoint.save_snapshot(self.folder.snapshots, share, self.stage.weights())
         self.snapshots[share] = vars(self.meter())
 
     def _save(self) -> None:
-        self.guard()
+        self._guarded()
         if self.stage.step:
             # Before the account opens: a GPU's queued work belongs to training. And never save broken weights.
             self.stage.check_finite()
+        energy = {"joules": self.joules(), "source": self.energy.source}
         with self._account("checkpoint"):
-            payload = {
-                "method": self.method.state_dict(),
-                "stage": self.stage.state(),
-                "counters": [self.step, self.img, self.flop, self.train_img],
-                "snapshots": dict(self.snapshots),
-                "flop_per_image": dict(self.flop_per_image),
-                "prepared_in": self.prepared_in,
-                "worked_s": self.worked_s,
-                "ledger": self.ledger.snapshot(),
-                "energy": self.energy.state(),
-            }
-            checkpoint.save(self.folder.checkpoints, self.step, payload)
+            if self.ranks.first:
+                self._write_checkpoint(energy)
             self._saved_at = time.perf_counter()
 
+    def _write_checkpoint(self, energy: dict[str, Any]) -> None:
+        payload = {
+            "method": self.method.state_dict(),
+            "stage": self.stage.state(),
+            "counters": [self.step, self.img, self.flop, self.train_img],
+            "snapshots": dict(self.snapshots),
+            "flop_per_image": dict(self.flop_per_image),
+            "prepared_in": self.prepared_in,
+            "worked_s": self.worked_s,
+            "ledger": self.ledger.snapshot(),
+            "energy": energy,
+        }
+        checkpoint.save(self.folder.checkpoints, self.step, payload)
+
     def _resume(self) -> None:
-        payload, notices = checkpoint.load_latest(self.folder.checkpoints, self.device)
-        for notice in notices:
-            self.say(notice)
+        payload = self._checkpoint()
         if payload is not None:
             self.method.load_state_dict(payload["method"])
             self.step, self.img, self.flop, self.train_img = payload["counters"]
@@ -317,13 +371,34 @@ class Pretraining:
             self.flop_per_image = payload["flop_per_image"]
             self.prepared_in = payload["prepared_in"]
             self.worked_s = payload["worked_s"]
-            self.energy.restore(payload.get("energy"))
+            self.energy.restore(self._energy_before(payload.get("energy")))
             for name, seconds in payload["ledger"].items():
                 self.ledger.add(name, seconds)
             self._resumed = payload
-        self._book_lost(last_ledger(self.folder.log))
+        if self.ranks.first:
+            self._book_lost(last_ledger(self.folder.log))
         if self.folder.log.exists():
             self._write_line(event="resumed")
+
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """What to go on from, the same on all ranks: rank 0 says which file."""
+        payload, notices, name = None, [], None
+        if self.ranks.first:
+            payload, notices = checkpoint.load_latest(self.folder.checkpoints, self.device)
+            name = None if payload is None else checkpoint.newest(self.folder.checkpoints).name
+        for notice in notices:
+            self.say(notice)
+        if self.ranks.world > 1:
+            name = self.ranks.told(name)
+            if name is not None and not self.ranks.first:
+                payload = checkpoint.load(self.folder.checkpoints / name, self.device)
+        return payload
+
+    def _energy_before(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """An earlier attempt's sum over all ranks is rank 0's to go on from; the others begin at 0."""
+        if self.ranks.first or not state or state["joules"] is None:
+            return state
+        return {"joules": 0.0, "source": self.energy.source}
 
     def _book_lost(self, seen: dict[str, float]) -> None:
         """Whatever the log saw and the checkpoint does not know is done again: not charged, and shown."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.data.batches import Batches
+from harness.distributed import ALONE, Ranks
 from harness.errors import Diverged
 from harness.method import Batch, Objective
 from harness.rng import Rng
@@ -35,7 +37,10 @@ class Timing:
 
 @dataclass
 class Stage:
-    """One objective's training: its data, optimizer, average and position."""
+    """One objective's training: its data, optimizer, average and position.
+
+    With several `ranks`, `batches` are this process's parts, and gradients and losses are means over the whole batch.
+    """
 
     name: str  # "prepare" or "train": also the account it is charged to
     objective: Objective
@@ -49,6 +54,7 @@ class Stage:
     images_planned: int | None  # of a count budget; None when time decides
     begun_at: float = 0.0  # share of the whole budget spent when the stage began
     ends_at: float = 1.0  # share of the whole budget at which it ends
+    ranks: Ranks = ALONE
     step: int = 0
     img: int = 0
     step_share: float = 0.0  # of the whole budget that the last step took
@@ -59,14 +65,16 @@ class Stage:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
-        # Precision is process-wide state in accelerate, and the runs of a study choose it one by one.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="bf16" if self.precision == "bf16" else "no"
-        )
         self.optim = self.objective.optim(self.batch_size)
         self.objective.train()
         optimizer = build_optimizer(self.objective, self.optim)
+        # Precision is process-wide state in accelerate, and the runs of a study choose it one by one.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            kwargs_handlers=self._parallel(),
+        )
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         if self.compiled:
             self.objective.compile(dynamic=True)
@@ -75,12 +83,42 @@ class Stage:
         self._first_bad = torch.full((), math.inf, device=self.device)
         self._last = torch.full((), math.nan, device=self.device)
 
+    def _parallel(self) -> list[Any]:
+        """How accelerate is to share the objective among the processes of the group it finds.
+
+        Buffers are rank 0's at every step: statistics that a step takes of its batch are of rank 0's part.
+        """
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        if self.ranks.world == 1:
+            return []
+        idle = any(idle for (idle,) in self.ranks.gather(self._leaves_idle()))
+        return [DistributedDataParallelKwargs(find_unused_parameters=idle, gradient_as_bucket_view=True)]
+
+    def _leaves_idle(self) -> bool:
+        """Whether a step may reach the end without a gradient for some parameter: looking for those costs time.
+
+        Asked of a step on a whole batch and of one on the short last batch, whose parts may differ in kind.
+        """
+        kept = {name: buffer.clone() for name, buffer in self.objective.named_buffers()}
+        idle = False
+        for whole in {self.batch_size, (self.images_planned or 0) % self.batch_size} - {0}:
+            self.objective(self._mine(self.batches.at(0), whole), 0.0, self._stream(whole)).total.backward()
+            idle |= any(p.grad is None for p in self.objective.parameters() if p.requires_grad)
+            self.objective.zero_grad(set_to_none=True)
+        for name, buffer in self.objective.named_buffers():
+            buffer.copy_(kept[name])
+        return idle
+
     def warm_up(self) -> None:
         """One step that leaves no trace, so that one-time work (imports, kernels, compilation) is not charged."""
         kept = [tensor.detach().clone() for tensor in self._tensors()]
         settings = self.optimizer.state_dict()  # of no step yet; Adan counts its steps in the groups
         set_rate(self.optimizer, 0.0)
-        self._descend(self.batches.at(0), 0.0)
+        with warnings.catch_warnings():
+            # Said once, of gradients whose memory is laid out otherwise than their weights'; a copy is all it costs.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            self._descend(self.batches.at(0), 0.0, self.batch_size)
         self.optimizer.load_state_dict(settings)
         with torch.no_grad():
             for tensor, before in zip(self._tensors(), kept, strict=True):
@@ -97,24 +135,36 @@ class Stage:
             return self.img / self.images_planned
         return min(1.0, max(0.0, (spent - self.begun_at) / (self.ends_at - self.begun_at)))
 
-    def next_batch(self) -> Batch:
-        """The batch of the current step; the last one of a count budget takes only what is left."""
-        batch = self.batches.at(self.step)
+    def step_img(self) -> int:
+        """Images of the current step's whole batch; the last one of a count budget takes only what is left."""
         left = self.batch_size if self.images_planned is None else self.images_planned - self.img
-        if left >= self.batch_size:
+        return min(left, self.batch_size)
+
+    def _mine(self, batch: Batch, whole: int) -> Batch:
+        """What this process has of the first `whole` images of a batch, of which `batch` is its part."""
+        if whole == self.batch_size:
             return batch
-        return Batch(*(None if part is None else part[:left] for part in batch))
+        share = self.ranks.share(whole)
+        mine = whole if share is None else share.count
+        return Batch(*(None if part is None else part[:mine] for part in batch))
+
+    def _stream(self, whole: int) -> Rng:
+        """Draws of the current step for a batch of `whole` images."""
+        return replace(self.rng, share=self.ranks.share(whole)).at("step", self.step)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
     def advance(self, progress: float) -> int:
-        """Take one optimizer step; returns the images it used. Raises Diverged when the loss is not finite."""
+        """Take one optimizer step; returns the images it used, of all ranks.
+
+        Raises Diverged when the loss is not finite.
+        """
         timed = self.step % TIMED_EVERY[self.device.type] == 0
-        batch = self.next_batch()
-        size = len(batch.latents if batch.images is None else batch.images)
+        size = self.step_img()
+        batch = self._mine(self.batches.at(self.step), size)
         set_rate(self.optimizer, rate(self.optim, progress))
         entered = self._now(timed)
-        total = self._descend(batch, progress)
+        total = self._descend(batch, progress, size)
         left = self._now(timed)
         self.step += 1
         self.img += size
@@ -126,9 +176,12 @@ class Stage:
             self.timing.steps += 1
         return size
 
-    def _descend(self, batch: Batch, progress: float) -> Tensor:
-        """Forward, backward, clip, step."""
-        total, _ = self.model(batch, progress, self.rng.at("step", self.step))
+    def _descend(self, batch: Batch, progress: float, whole: int) -> Tensor:
+        """Forward, backward, clip, step. `batch` is this process's part of `whole` images."""
+        total, _ = self.model(batch, progress, self._stream(whole))
+        weight = self.ranks.weight(whole)
+        if weight != 1:
+            total = total * weight
         self.accelerator.backward(total)
         if self.optim.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.optim.clip_norm)
@@ -150,9 +203,10 @@ class Stage:
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Raise Diverged, naming the step, when a loss so far was not finite; refreshes `loss`."""
-        self.loss = float(self._last)
-        bad = float(self._first_bad)
+        """Raise Diverged, naming the step, when a loss so far was not finite; refreshes `loss`. All ranks call it."""
+        every = self.ranks.gather(float(self._first_bad), float(self._last))
+        bad = min(first for first, _ in every)
+        self.loss = sum(last for _, last in every) / len(every)
         if math.isfinite(bad):
             raise Diverged(int(bad), "loss", self.loss)
 
