@@ -1,7 +1,8 @@
-"""Fixtures that every test may use: one thread for torch, and a factory of small training runs."""
+"""Fixtures that every test may use: one thread for torch, no cluster from outside, a factory of small training runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
+
+# Whether pytest runs in a job of a cluster or on a login node, no test may see that cluster, let alone submit to it:
+# with an empty configuration file every command of SLURM's fails at once. The fixtures of tests/cluster set their own.
+OUTSIDE = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SUBMITIT_", "PMI")
+for name in [name for name in os.environ if name.startswith(OUTSIDE)]:
+    del os.environ[name]
+os.environ["SLURM_CONF"] = os.devnull
 
 
 @pytest.fixture
