@@ -31,7 +31,8 @@ class Job(NamedTuple):
     node: str
     name: str
     comment: str
-    script: str
+    script: str  # the file given to sbatch, as it was named
+    folder: str  # where it was submitted
 
 
 class Attempt(NamedTuple):
@@ -61,8 +62,8 @@ class Cluster:
 
     def squeue(self) -> dict[str, Job]:
         """Every job that the controller knows, ended ones included, by id."""
-        rows = self.do("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%j|%k|%o").splitlines()
-        return {row.split("|", 1)[0]: Job(*row.split("|", 6)) for row in rows}
+        rows = self.do("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%j|%k|%o|%Z").splitlines()
+        return {row.split("|", 1)[0]: Job(*row.split("|", 7)) for row in rows}
 
     def sacct(self, *jobs: str) -> list[Attempt]:
         """Each attempt of the jobs, arrays' elements one by one. It lags behind the truth by up to a second."""

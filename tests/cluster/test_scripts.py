@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -76,3 +77,10 @@ def test_without_accounting_jobs_run_and_sacct_fails(slurm_no_accounting: Cluste
     slurm_no_accounting.wait(lambda: slurm_no_accounting.squeue()[job].state == "COMPLETED", 20, "the job's end")
     done = slurm_no_accounting.ask("sacct", "-j", job)
     assert done.returncode == 1 and "accounting storage is disabled" in done.stderr
+
+
+def test_no_other_test_sees_the_cluster_in_which_pytest_runs():
+    code = "import tests.conftest, os; print(sorted(n for n in os.environ if n.startswith(('SLURM', 'SBATCH'))))"
+    outside = os.environ | {"SLURM_JOB_ID": "1", "SBATCH_PARTITION": "real"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=outside, check=True)
+    assert done.stdout.strip() == "['SLURM_CONF']" and os.environ["SLURM_CONF"] == os.devnull
