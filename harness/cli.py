@@ -323,6 +323,28 @@ def data(
 
 
 @app.command()
+def rehearse(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="One method.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as for `run`.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the toy run.")] = 40,
+    kills: Annotated[int, typer.Option(help="SIGKILLs, one in three a SIGTERM.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the steps at which it is killed.")] = 0,
+    dataset: Annotated[str, typer.Option(help="A data set's name, or folder:PATH.")] = "digits",
+    size: Annotated[str, typer.Option(help="nano, ti, s, b, l, xl.")] = "nano",
+    out: Annotated[Path | None, typer.Option(help="Keep the runs here. [default: only where bits differ]")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Kill and resume a toy run of a method at random steps, and compare its bits with an undisturbed run's.
+
+    Example: python -m harness rehearse lmd --kills 5
+    """
+    from harness.rehearse.command import rehearse as rehearse_
+
+    where = {"dataset": dataset, "size": size, "out": out, "data_dir": data_dir}
+    raise typer.Exit(rehearse_(method, words or [], steps=steps, kills=kills, seed=seed, **where))
+
+
+@app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="train, evals, grid or startup.")] = "startup",
     method: Annotated[str, typer.Option(help="train: mae, dit or ddae.")] = "mae",
