@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,7 @@ def run(
     name: Name = None,
     out: Out = RUNS,
     data_dir: DataDir = None,
+    track: Annotated[str | None, typer.Option(help="tensorboard, wandb, mlflow, separated by commas.")] = None,
     cluster: Annotated[
         str | None, typer.Option(help="auto, inline (this process), local (a worker per GPU), slurm. [default: auto]")
     ] = None,
@@ -95,14 +97,22 @@ def run(
     Example: python -m harness run --methods umd,lmd,mae --budget 100gpu-h --cluster slurm --gpus 4 slurm.qos=normal
     """
     from harness.launch.cli import run_where
+    from harness.train.track import require
 
     options = {
         "cluster": cluster, "gpus": gpus, "nodes": nodes, "partition": partition, "account": account, "time": time,
         "parallel": parallel,
     }  # fmt: skip
+    words = [*(words or []), *_tracked(track)]
     study, launch = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
+    require(study.train.track)
     given = [name for name, value in (options | {"detach": detach or None}).items() if value is not None]
     raise typer.Exit(run_where(study, launch, given, out, data_dir, detach, dry_run))
+
+
+def _tracked(names: str | None) -> list[str]:
+    """`--track` as the setting that it is; one that names none turns off what the study file turned on."""
+    return [] if names is None else [f"train.track={json.dumps([name for name in names.split(',') if name])}"]
 
 
 @app.command()

@@ -38,6 +38,7 @@ from harness.rng import Rng
 from harness.shared import peers, take_over
 from harness.store import RunFolder
 from harness.study import Study
+from harness.train.track import Tracking
 
 FULL = (0.0, 1.0)
 STAGING = ".pictures"  # below the records, until their eval has come to its end
@@ -63,6 +64,8 @@ def evaluate_run(
     Raises HarnessError, naming them, where some fail.
     """
     failed: dict[str, Exception] = {}
+    new: set[Path] = set() if done is None else done
+    before = set(new)
     folder = study_folder.run(job.key)
     configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
     for share, cheap in _snapshots(job):
@@ -88,7 +91,10 @@ def evaluate_run(
         run = store.read_as(RunRecord, folder.record)
         about = _About(subject, job.data, place, study_folder.cache(), data_dir, run, cheap, guard)
         where = f" at {share:g} of the budget{quick}"
-        failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where, done)
+        failed |= _run_evals({name: configs[name] for name in missing}, about, method, job.cell.seed, where, new)
+    with Tracking(job.train.track, folder, lambda line: display.say(f"{job.label}: {line}")) as tracking:
+        for path in sorted(new - before) if tracking else ():
+            tracking.evaluated(store.read_as(EvalRecord, path), store.read_as(RunRecord, folder.record))
     _tell(failed)
 
 

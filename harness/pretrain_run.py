@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from harness import checkpoint, energy, machine, peak, store
 from harness.budget import Meter
@@ -21,6 +22,7 @@ from harness.signals import Stopper
 from harness.store import RunFolder
 from harness.train import flops
 from harness.train.pretraining import Interrupted, Pretraining
+from harness.train.track import Tracking
 
 
 def pretrain_run(
@@ -37,6 +39,21 @@ def pretrain_run(
     `guard` is called before anything is written, and may raise: then nothing more is. With several `ranks` all of them
     call this function; the first one decides, asks its guard and writes, and all return its record.
     """
+    names = job.train.track if ranks.first else ()
+    with Tracking(names, folder, lambda line: display.say(f"{job.label}: {line}")) as tracking:
+        return _tracked(job, folder, before, display, stopper, guard, ranks, tracking.line if tracking else None)
+
+
+def _tracked(
+    job: Job,
+    folder: RunFolder,
+    before: RunRecord | None,
+    display: Display,
+    stopper: Stopper,
+    guard: Callable[[], None],
+    ranks: Ranks,
+    track: Callable[[dict[str, Any]], None] | None,
+) -> RunRecord:
     peak.stated()  # a setting that is no number is refused before any work
     ranks.check_batch(job.train.batch_size, "train.batch_size")
     keep = _Writer(folder, guard, ranks)
@@ -53,7 +70,7 @@ def pretrain_run(
         keep(record.model_copy(update={"state": "failed", "message": said(error)}))
         raise
     keep(record)
-    work = _pretraining(job, folder, method, display, stopper, guard, ranks)
+    work = _pretraining(job, folder, method, display, stopper, guard, ranks, track)
     if ranks.first:
         display.phase(job.label, "starting" if before is None else "going on")
     state, message = "finished", None
@@ -106,6 +123,7 @@ def _pretraining(
     stopper: Stopper,
     guard: Callable[[], None],
     ranks: Ranks,
+    track: Callable[[dict[str, Any]], None] | None,
 ) -> Pretraining:
     def tell(what: Callable[[], None]) -> None:
         if ranks.first:
@@ -126,6 +144,7 @@ def _pretraining(
         say=lambda line: tell(lambda: display.say(f"{job.label}: {line}")),
         should_stop=lambda: stopper.asked,
         guard=guard,
+        track=track,
         energy=energy.EnergyMeter(energy.counters(ranks.device, packages_too=ranks.local == 0)),
     )
 

@@ -3,6 +3,7 @@
 STUDY/study.json                    what was asked for
 STUDY/runs/KEY/run.json             the run's record, rewritten as its state changes
 STUDY/runs/KEY/log.jsonl            loss, rate and ledger every few seconds
+STUDY/runs/KEY/track/               what trackers write, where there are any
 STUDY/runs/KEY/checkpoints/         the last two, for resuming
 STUDY/runs/KEY/snapshots/           weights at fixed shares of the budget, for evals
 STUDY/runs/KEY/evals/SHARE/EVAL.json  and the pictures that eval made; SHARE-quick/ for the anytime curve
@@ -85,6 +86,7 @@ class RunFolder:
         self.path = path
         self.record = path / "run.json"
         self.log = path / "log.jsonl"
+        self.track = path / "track"
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.cache = path / "cache"

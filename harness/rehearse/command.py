@@ -111,7 +111,13 @@ def _asked(asked: dict[str, str], words: list[str], data_dir: Path | None) -> tu
     if job.source is not None:
         print(f"{job.cell.method} reads the pre-training of {job.source.cell.method}: that is what is rehearsed")
     options = [f"--{name}={','.join(getattr(study, name))}" for name in asked]
-    options += ["--evals=", f"train.batch_size={study.train.batch_size}", *words, f"train.log_s={EVERY_STEP_S}"]
+    options += [
+        "--cluster=inline",
+        "--evals=",
+        f"train.batch_size={study.train.batch_size}",
+        *words,
+        f"train.log_s={EVERY_STEP_S}",
+    ]
     options += [] if data_dir is None else [f"--data-dir={data_dir}"]
     return job.source or job, tuple(options)
 

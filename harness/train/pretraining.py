@@ -61,6 +61,7 @@ class Pretraining:
     say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
     guard: Callable[[], None] = lambda: None  # before anything is written; raises where another job has the run
+    track: Callable[[dict[str, Any]], None] | None = None  # told every line of the log
     ledger: Ledger = field(default_factory=Ledger)
     energy: EnergyMeter = field(default_factory=EnergyMeter)  # of the charged accounts
 
@@ -299,6 +300,7 @@ class Pretraining:
             phase=stage.name,
             share=round(share, 6),
             loss=stage.loss,
+            terms={name: float(term.float().mean()) for name, term in stage.terms.items()},
             lr=stage.optimizer.param_groups[0]["lr"],
             img_s=round(img_s, 1),
         )
@@ -310,6 +312,9 @@ class Pretraining:
         seconds = {name: round(s, 3) for name, s in self.ledger.snapshot().items() if s}
         line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "step": self.step, **values}
         append_line(self.folder.log, line | {"ledger": seconds})
+        if self.track is not None:
+            with self._account("wait"):  # for others than us: not the method's to pay
+                self.track(line | {"ledger": seconds})
 
     def _guarded(self) -> None:
         """Ask the guard of rank 0; where it raises, all ranks do."""

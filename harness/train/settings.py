@@ -11,7 +11,10 @@ BATCH = {"nano": 128, "ti": 256, "s": 512, "b": 1024, "l": 1024, "xl": 1024}
 
 
 # Settings that change how a run is watched and saved, not what it computes: no part of its key.
-UNKEYED = ("checkpoint_s", "log_s")
+UNKEYED = ("checkpoint_s", "log_s", "track")
+
+# What else may be told what a run logs, and the package that each needs (train/track.py).
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class TrainConfig:
     snapshots: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2)  # shares of the budget to evaluate, besides 0 and 1
     checkpoint_s: float = 30.0  # seconds between checkpoints
     log_s: float = 2.0  # seconds between log lines
+    track: tuple[str, ...] = ()  # names of TRACKERS
 
     def __post_init__(self) -> None:
         if self.batch_size < 0:
@@ -35,3 +39,5 @@ class TrainConfig:
             raise ValueError("snapshots lie strictly between 0 and 1; 0 and 1 are always taken")
         if not (self.checkpoint_s > 0 and self.log_s > 0):
             raise ValueError("seconds between checkpoints and log lines must be above 0")
+        if unknown := [name for name in self.track if name not in TRACKERS]:
+            raise ValueError(f"no tracker {unknown[0]!r}; known: {', '.join(TRACKERS)}")

@@ -60,6 +60,7 @@ class Stage:
     step_share: float = 0.0  # of the whole budget that the last step took
     timing: Timing = field(default_factory=Timing)
     loss: float = math.nan
+    terms: dict[str, Tensor] = field(default_factory=dict)  # of the last step, over this process's part
 
     def __post_init__(self) -> None:
         from accelerate import Accelerator
@@ -178,7 +179,8 @@ class Stage:
 
     def _descend(self, batch: Batch, progress: float, whole: int) -> Tensor:
         """Forward, backward, clip, step. `batch` is this process's part of `whole` images."""
-        total, _ = self.model(batch, progress, self._stream(whole))
+        total, terms = self.model(batch, progress, self._stream(whole))
+        self.terms = {name: term.detach() for name, term in terms.items()}
         weight = self.ranks.weight(whole)
         if weight != 1:
             total = total * weight
