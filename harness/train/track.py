@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.store import RunFolder
 
 MLFLOW_URI = "MLFLOW_TRACKING_URI"
+OURS = "/track/mlflow"  # how the address of our own stores ends
 
 
 def require(names: Iterable[str]) -> None:
@@ -141,7 +142,8 @@ def _mlflow(place: Path, run: Path, resumed_at: int | None) -> GeneralTracker:
     from accelerate.tracking import MLflowTracker
 
     own_id = place / "run_id"
-    if MLFLOW_URI not in os.environ:
+    if os.environ.get(MLFLOW_URI, OURS).endswith(OURS):  # MLflow itself sets it to what it was last told
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # plain files; a data base's locks break on NFS
         mlflow.set_tracking_uri(place.absolute().as_uri())
     return MLflowTracker(
         experiment_name=_study(run), run_id=own_id.read_text() if own_id.exists() else None, run_name=run.name
