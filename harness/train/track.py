@@ -2,7 +2,8 @@
 
 None unless asked for with `--track`. All of them write below STUDY/runs/KEY/track/ and nothing leaves the machine, but
 where the user's own environment says so (WANDB_MODE, MLFLOW_TRACKING_URI). A resumed run goes on in the same place. A
-tracker that fails is told once and left out: it never stops a run.
+tracker that fails is told once and left out: it never stops a run. W&B holds lines back in memory, so that those of a
+killed attempt may be missing there; the run's log has them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Tracking:
 
     def __exit__(self, *_: object) -> None:
         for name in list(self._open):
-            self._safely(name, lambda name=name: _finish(name, self._open[name]))
+            self._safely(name, self._open[name].finish)
         self._open.clear()
 
     def __bool__(self) -> bool:
@@ -168,10 +169,6 @@ def _log(name: str, tracker: GeneralTracker, values: dict[str, float], step: int
         tracker.log({**values, "step": step})
     else:
         tracker.log(values, step=step)
-
-
-def _finish(name: str, tracker: GeneralTracker) -> None:
-    tracker.finish()
 
 
 def _study(run: Path) -> str:

@@ -219,7 +219,7 @@ def test_mlflow_uses_the_users_server_where_there_is_one(begun, calls, monkeypat
 
 
 def test_off_by_default_and_on_with_one_flag(harness, tmp_path):
-    status, _, _ = harness("run", *TINY, LOUD, "--name", "off", "--out", tmp_path)
+    status, _, _ = harness("run", *TINY, LOUD, "--name", "off", "--out", tmp_path, "--evals", "")
     assert status == 0 and not list(tmp_path.glob("off/runs/*/track"))
     status, _, _ = harness("run", *TINY, LOUD, "--name", "on", "--out", tmp_path, "--track", "tensorboard")
     assert status == 0
