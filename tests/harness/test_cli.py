@@ -66,7 +66,9 @@ def test_missing_data_names_where_it_looked_and_how_to_fetch(harness, tmp_path):
     assert "stl10" in err and str(tmp_path) in err and "harness data fetch stl10" in err
 
 
-@pytest.mark.parametrize("command", ["list", "plan", "run", "status", "rehearse", "eval", "export", "table", "data", "bench"])
+@pytest.mark.parametrize(
+    "command", ["list", "plan", "run", "status", "rehearse", "eval", "export", "table", "data", "bench"]
+)
 def test_every_command_explains_itself_with_an_example(harness, command):
     status, out, _ = harness(command, "--help")
     assert status == 0
