@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX = "harness-"  # of the names of our jobs, before the batch's
 FOLDER = "%j"  # of each element, in that of its batch
+REQUEUE_TRIES = 3
 FOREVER = 10**6  # requeues that submitit would count; we count attempts ourselves
 
 
@@ -227,11 +229,13 @@ def requeue_self() -> bool:
     environment = submitit.JobEnvironment()
     if environment.global_rank != 0:
         return True
-    try:
-        subprocess.run(["scontrol", "requeue", environment.job_id], check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        print(
-            f"cannot go back into the queue ({error}): the next `harness run` or `resume` submits it again", flush=True
-        )
-        return False
+    for left in reversed(range(REQUEUE_TRIES)):  # the controller may be away for a moment
+        try:
+            subprocess.run(["scontrol", "requeue", environment.job_id], check=True, timeout=60)
+            break
+        except (OSError, subprocess.SubprocessError) as error:
+            if not left:
+                print(f"cannot go back into the queue ({error}): the next `run` or `resume` submits it", flush=True)
+                return False
+            time.sleep(2)
     return True
