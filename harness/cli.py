@@ -32,6 +32,17 @@ Evals = Annotated[str | None, typer.Option(help="Names separated by commas. [def
 Name = Annotated[str | None, typer.Option(help="The study's folder. [default: from data set, size and budget]")]
 Out = Annotated[Path, typer.Option(help="Where studies are kept.")]
 DataDir = Annotated[Path | None, typer.Option(help="Where data sets lie. [default: $HARNESS_DATA, ./data]")]
+Cluster = Annotated[
+    str | None, typer.Option(help="auto, inline (this process), local (a worker per GPU), slurm. [default: auto]")
+]
+Gpus = Annotated[int | None, typer.Option(help="GPUs of each node of a job. [default: 1 if any]")]
+Nodes = Annotated[int | None, typer.Option(help="Nodes of a pre-training job. [default: 1]")]
+Partition = Annotated[str | None, typer.Option(help="SLURM's partition. [default: the cluster's]")]
+Account = Annotated[str | None, typer.Option(help="SLURM's account. [default: yours]")]
+Time = Annotated[str | None, typer.Option(help="Limit of a job: 30min, 4h; longer runs are chained.")]
+Parallel = Annotated[int | None, typer.Option(help="Jobs of one array at the same time. [default: all]")]
+Profile = Annotated[str | None, typer.Option(help="Your own cluster settings: a table of cluster.toml.")]
+Track = Annotated[str | None, typer.Option(help="tensorboard, wandb, mlflow, separated by commas.")]
 StudyDir = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folder, as `run` names it.")]
 
 RUNS = Path("runs")
@@ -76,17 +87,15 @@ def run(
     name: Name = None,
     out: Out = RUNS,
     data_dir: DataDir = None,
-    track: Annotated[str | None, typer.Option(help="tensorboard, wandb, mlflow, separated by commas.")] = None,
-    cluster: Annotated[
-        str | None, typer.Option(help="auto, inline (this process), local (a worker per GPU), slurm. [default: auto]")
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of each node of a job. [default: 1 if any]")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Nodes of a pre-training job. [default: 1]")] = None,
-    partition: Annotated[str | None, typer.Option(help="SLURM's partition. [default: the cluster's]")] = None,
-    account: Annotated[str | None, typer.Option(help="SLURM's account. [default: yours]")] = None,
-    time: Annotated[str | None, typer.Option(help="Limit of a job: 30min, 4h; longer runs are chained.")] = None,
-    parallel: Annotated[int | None, typer.Option(help="Jobs of one array at the same time. [default: all]")] = None,
-    profile: Annotated[str | None, typer.Option(help="Your own cluster settings: a table of cluster.toml.")] = None,
+    track: Track = None,
+    cluster: Cluster = None,
+    gpus: Gpus = None,
+    nodes: Nodes = None,
+    partition: Partition = None,
+    account: Account = None,
+    time: Time = None,
+    parallel: Parallel = None,
+    profile: Profile = None,
     detach: Annotated[bool, typer.Option(help="Submit and return; the last job makes the tables.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the sbatch scripts; submit nothing.")] = False,
 ) -> None:
@@ -127,15 +136,32 @@ def plan(
     name: Name = None,
     out: Out = RUNS,
     data_dir: DataDir = None,
+    track: Track = None,
+    cluster: Cluster = None,
+    gpus: Gpus = None,
+    nodes: Nodes = None,
+    partition: Partition = None,
+    account: Account = None,
+    time: Time = None,
+    parallel: Parallel = None,
+    profile: Profile = None,
 ) -> None:
-    """What `run` would do: cells, their price, what is done already. Starts nothing.
+    """What `run` would do: its price, what is done already, what would be refused and why. Starts nothing.
 
     Example: python -m harness plan --methods umd,lmd,mae --budget 10min --dataset cifar10
-    """
-    study, _ = _study(words, methods, budget, dataset, size, seeds, evals, name)
-    from harness.plan import show_plan
 
-    show_plan(study, out, data_dir)
+    Example: python -m harness plan --methods umd,lmd,mae --budget 100gpu-h --cluster slurm --gpus 4
+    """
+    options = {
+        "cluster": cluster, "gpus": gpus, "nodes": nodes, "partition": partition, "account": account, "time": time,
+        "parallel": parallel,
+    }  # fmt: skip
+    words = [*(words or []), *_tracked(track)]
+    study, launch = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
+    from harness.plan.show import show_plan
+
+    given = [name for name, value in options.items() if value is not None]
+    raise typer.Exit(show_plan(study, launch, given, out, data_dir))
 
 
 @app.command()

@@ -106,16 +106,24 @@ def _snapshots(job: Job) -> list[tuple[float, bool]]:
 
 def evaluated(job: Job, study: Study, study_folder: store.Study, only: float, data_dir: Path | None = None) -> bool:
     """Whether the snapshot at the share `only` has all records of the study's evals; looks, and does nothing."""
+    if checkpoint.find_snapshot(study_folder.run(job.key).snapshots, only) is None:
+        return False
+    return next(lacking(job, study, study_folder, only, data_dir), None) is None
+
+
+def lacking(
+    job: Job, study: Study, study_folder: store.Study, only: float, data_dir: Path | None = None
+) -> Iterator[tuple[str, bool]]:
+    """Each eval that the snapshot at the share `only` has no record of, and whether it is a quick one."""
     folder = study_folder.run(job.key)
-    configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
     weights = checkpoint.find_snapshot(folder.snapshots, only)
-    return weights is not None and all(
-        _is_done(folder.evals(share, cheap) / f"{name}.json", name, config, job.data, weights.name, data_dir)
-        for share, cheap in _snapshots(job)
-        if share == only
-        for name, config in configs.items()
-        if _applies(name, job.method_class, share, cheap)
-    )
+    for share, cheap in _snapshots(job):
+        for name in study.evals if share == only else ():
+            if not _applies(name, job.method_class, share, cheap):
+                continue
+            path, config = folder.evals(share, cheap) / f"{name}.json", eval_config(study, name, job.cell.size)
+            if weights is None or not _is_done(path, name, config, job.data, weights.name, data_dir):
+                yield name, cheap
 
 
 def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool:
@@ -358,7 +366,7 @@ def evaluate_references(
     from evals._references import REFERENCES
 
     failed: dict[str, Exception] = {}
-    for title, size, folder, configs in _references(data, study, place, data_dir, force):
+    for title, size, folder, configs in references_lacking(data, study, place, data_dir, force):
         display.phase(f"{title} {data.spec.name}", f"evaluating {', '.join(configs)}")
         about = _About(Subject(reference=title, size=size), data, folder, place.cache(), data_dir, guard=guard)
         failed |= _run_evals(configs, about, REFERENCES[title](data), 0, f" of {title}, {size}")
@@ -367,10 +375,10 @@ def evaluate_references(
 
 def references_evaluated(data: Dataset, study: Study, place: store.Study, data_dir: Path | None = None) -> bool:
     """Whether every reference row of the data set has its records; looks, and does nothing."""
-    return next(_references(data, study, place, data_dir), None) is None
+    return next(references_lacking(data, study, place, data_dir), None) is None
 
 
-def _references(
+def references_lacking(
     data: Dataset, study: Study, place: store.Study, data_dir: Path | None, force: bool = False
 ) -> Iterator[tuple[str, str, Path, dict[str, Any]]]:
     """Title, size, folder and the evals' settings of each reference row that lacks some; of all with `force`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -67,24 +68,28 @@ def jobs(study: Study, data_dir: Path | None = None, gpus: int | None = None) ->
         gpus = int(machine.device().type == "cuda")
     resolved = []
     for cell in study.cells():
-        budget = parse_budget(cell.budget)
-        check_devices(budget, gpus)
-        method = load_method(cell.method)
-        card(cell.method)  # its faults, too, come to light before any work
-        if cell.size not in method.sizes:
-            raise HarnessError(
-                f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"
-            )
-        data = dataset(cell.dataset, data_dir)
-        # The name of what was found: `cifar10` may be its JPEG form, which is another data set (harness data says so).
-        cell = cell.model_copy(update={"dataset": data.spec.name})
-        train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
-        resolved.append(_job(cell, budget, _config(study, method, cell, data), train, data))
+        check_devices(parse_budget(cell.budget), gpus)
+        resolved.append(resolve(study, cell, lambda name: dataset(name, data_dir)))
     for name in study.evals:
         for size in study.size:
             require(name, eval_config(study, name, size), data_dir)
-    _check_idle_sections(study, resolved[0].data.spec)
+    check_idle_sections(study, resolved[0].data.spec)
     return sorted(resolved, key=lambda job: job.source is not None)  # readers after what they read
+
+
+def resolve(study: Study, cell: Cell, read: Callable[[str], Dataset]) -> Job:
+    """One cell of the study; `read` gives its data set by name. Raises HarnessError when it cannot run."""
+    method = load_method(cell.method)
+    card(cell.method)  # its faults, too, come to light before any work
+    if cell.size not in method.sizes:
+        raise HarnessError(
+            f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"
+        )
+    data = read(cell.dataset)
+    # The name of what was found: `cifar10` may be its JPEG form, which is another data set (harness data says so).
+    cell = cell.model_copy(update={"dataset": data.spec.name})
+    train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
+    return _job(cell, parse_budget(cell.budget), _config(study, method, cell, data), train, data)
 
 
 def _config(study: Study, method: type[Method], cell: Cell, data: Dataset) -> Any:
@@ -109,7 +114,7 @@ def _job(cell: Cell, budget: Budget, config: Any, train: TrainConfig, data: Data
     return Job(cell, _key(cell, config, train, data), budget, method, config, train, data, source)
 
 
-def _check_idle_sections(study: Study, data: DataSpec) -> None:
+def check_idle_sections(study: Study, data: DataSpec) -> None:
     """Settings of methods and evals that the study does not use: legal, as a study file may be shared, but no typos."""
     for name, values in study.overrides.items():
         if name in study.methods or name in study.evals:

@@ -38,7 +38,7 @@ def pixels(key: str, shape: tuple[int, ...], chunks: Chunks) -> tuple[np.ndarray
 
     Where the cache cannot be written the array is made in memory, with a line in the log.
     """
-    if math.prod(shape) < MIN_BYTES:
+    if not worth(shape):
         return _in_memory(shape, chunks)
     if (held := _read(key, shape)) is not None:
         return held
@@ -48,6 +48,31 @@ def pixels(key: str, shape: tuple[int, ...], chunks: Chunks) -> tuple[np.ndarray
         log.info("decoded pixels are not cached in %s: %s", folder(), error)
         return _in_memory(shape, chunks)
     return _read(key, shape) or _in_memory(shape, chunks)
+
+
+def worth(shape: tuple[int, ...]) -> bool:
+    """Whether pixels of that shape are cached at all."""
+    return math.prod(shape) >= MIN_BYTES
+
+
+def mapped(key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str] | None:
+    """What `pixels` has cached, at the price of a look: mapped, and taken by its name. None where nothing is there."""
+    for path in sorted(folder().glob(f"{key}.*.npy")):
+        try:
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            continue
+        if array.shape == shape and array.dtype == np.uint8:
+            return array, path.name.split(".")[1]
+    return None
+
+
+def digest(chunks: Chunks) -> str:
+    """The SHA-256 that `pixels` would give, of pixels that are kept nowhere."""
+    total = hashlib.sha256()
+    for chunk in chunks():
+        total.update(np.ascontiguousarray(chunk).data)
+    return total.hexdigest()
 
 
 def _read(key: str, shape: tuple[int, ...]) -> tuple[np.ndarray, str] | None:

@@ -9,6 +9,7 @@ mapped from disk (cache.py) when it is larger than memory.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +87,10 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None)
 
     The test images stay closed. Raises HarnessError for data that are missing, damaged, or not what their name says.
     """
-    found = catalog.resolve(name, data_dir, image_size)
+    return _loaded(catalog.resolve(name, data_dir, image_size), _decoded)
+
+
+def _loaded(found: Found, decoded: Callable[[Split, np.ndarray, DataSpec], tuple[Part, str]]) -> Dataset:
     train, test = _splits(found)
     entry = found.entry
     for part in (train, test):
@@ -95,9 +99,18 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None)
     title = entry.title if known and known.size == entry.size else f"{entry.title}, {entry.size} px"
     spec = DataSpec(entry.name, entry.channels, entry.size, entry.classes)
     fit, select = stored.hold_out(train.labels, SELECT_SHARE, "select", train.where)
-    part, digest = _decoded(train, np.concatenate([fit, select]), spec)
-    revision = _revision(digest, part, len(fit), test, entry.size)
+    part, digest = decoded(train, np.concatenate([fit, select]), spec)
+    revision = _revision(digest, part, len(fit), test, entry.size) if digest else ""
     return Dataset(spec, title, revision, entry.mirror, part, len(fit), entry.metric, _test=test)
+
+
+def glance(name: str, data_dir: Path | None = None, exact: bool = True) -> Dataset:
+    """`load` for a look: the same revision at a small price, and nothing written.
+
+    Pixels decoded before are mapped, and not compared with their file's name. Where they never were, its images have a
+    shape and no content; they are decoded for the revision, and let go, only if it has to be `exact`. Else it is "".
+    """
+    return _loaded(catalog.resolve(name, data_dir), lambda split, order, spec: _glanced(split, order, spec, exact))
 
 
 def _splits(found: Found) -> tuple[Split, Split]:
@@ -116,13 +129,34 @@ def _splits(found: Found) -> tuple[Split, Split]:
 def _decoded(split: Split, order: np.ndarray, spec: DataSpec) -> tuple[Part, str]:
     """The split's images in `order`, and the SHA-256 of their pixels."""
     chosen = split.take(order)
-    shape = (len(order), spec.channels, spec.size, spec.size)
+    pixels, digest = cache.pixels(*_cached_as(chosen, spec), lambda: _chunks(chosen, spec))
+    return _part(torch.from_numpy(pixels), chosen), digest
+
+
+def _glanced(split: Split, order: np.ndarray, spec: DataSpec, exact: bool) -> tuple[Part, str]:
+    """`_decoded` without writing; the digest is "" where it would cost decoding and is not asked to be `exact`."""
+    chosen = split.take(order)
+    key, shape = _cached_as(chosen, spec)
+    if (held := cache.mapped(key, shape)) is not None:
+        return _part(torch.from_numpy(held[0]), chosen), held[1]
+    known = exact or not cache.worth(shape)
+    digest = cache.digest(lambda: _chunks(chosen, spec)) if known else ""
+    return _part(torch.empty(shape, dtype=torch.uint8, device="meta"), chosen), digest
+
+
+def _cached_as(chosen: Split, spec: DataSpec) -> tuple[str, tuple[int, ...]]:
+    """The cache's key of the split's images, and their shape."""
+    shape = (len(chosen.labels), spec.channels, spec.size, spec.size)
     positions = hashlib.sha256(chosen.index.tobytes()).hexdigest()
-    key = stored.text_digest([split.key, positions, str(shape), str(DECODER)])[:32]
-    pixels, digest = cache.pixels(
-        key, shape, lambda: decode.chunks(split.open(), chosen.index, spec.channels, spec.size)
-    )
-    return Part(torch.from_numpy(pixels), torch.from_numpy(chosen.labels), torch.from_numpy(chosen.index)), digest
+    return stored.text_digest([chosen.key, positions, str(shape), str(DECODER)])[:32], shape
+
+
+def _chunks(chosen: Split, spec: DataSpec) -> Iterator[np.ndarray]:
+    return decode.chunks(chosen.open(), chosen.index, spec.channels, spec.size)
+
+
+def _part(images: Tensor, chosen: Split) -> Part:
+    return Part(images, torch.from_numpy(chosen.labels), torch.from_numpy(chosen.index))
 
 
 def _revision(pixels: str, train: Part, fit_n: int, test: Split, size: int) -> str:

@@ -28,7 +28,6 @@ def run_where(
     """The study brought to its end, wherever it runs; the exit status. `given` are the options on the command line."""
     from harness.display import choose
     from harness.driver import run_study
-    from harness.errors import HarnessError
     from harness.launch import command
     from harness.report.finish import finish
     from harness.signals import Stopper
@@ -42,9 +41,7 @@ def run_where(
         return 0
     idle = [name for name in given if name != "cluster"]
     if launch.cluster == "inline" and idle:
-        raise HarnessError(
-            f"--{idle[0]} is for jobs, and this runs in its own process", "--cluster slurm or local", "or leave it out"
-        )
+        raise command.idle(idle[0])
     with Stopper().installed() as stopper:
         if launch.cluster == "inline":
             return finish(*run_study(study, out, choose(), stopper, data_dir))

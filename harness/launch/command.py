@@ -67,15 +67,27 @@ def _executor(place: store.Study, launch: Launch, study: Study | None = None) ->
     if launch.cluster == "local":
         devices = local.devices()
         return local.Local(place, devices), sum(1 for device in devices if device)
+    require_slurm()
+    asking = Queue()
+    fits = preflight.check(launch, asking.partitions(), study)
+    return Slurm(place, launch, fits.gpus, fits.limit_s, asking), fits.gpus
+
+
+def require_slurm() -> None:
+    """Raise HarnessError where SLURM's client commands are not here."""
     if not queue.here():
         raise HarnessError(
             "no sbatch on this machine",
             "SLURM's client commands on the PATH",
             "log in to a node of the cluster; or --cluster inline to run on this machine",
         )
-    asking = Queue()
-    fits = preflight.check(launch, asking.partitions(), study)
-    return Slurm(place, launch, fits.gpus, fits.limit_s, asking), fits.gpus
+
+
+def idle(option: str) -> HarnessError:
+    """The refusal of an option that says how jobs run, where there are no jobs."""
+    return HarnessError(
+        f"--{option} is for jobs, and this runs in its own process", "--cluster slurm or local", "or leave it out"
+    )
 
 
 def _driver(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.budget import parse_budget
@@ -24,31 +25,49 @@ class Fits:
 
 def check(launch: Launch, partitions: list[Partition], study: Study | None = None) -> Fits:
     """What the jobs get. Raises HarnessError, naming what to change, where the partition cannot give it."""
+    for problem in problems(launch, partitions, study):
+        raise problem
+    return fits(launch, partitions)
+
+
+def fits(launch: Launch, partitions: list[Partition]) -> Fits:
+    """What the jobs ask for, whether or not the partition can give it. Raises HarnessError where there is none."""
     partition = _partition(launch, partitions)
     gpus = min(1, partition.gpus) if launch.gpus is None else launch.gpus
+    return Fits(partition, gpus, launch.limit_s or min(USUAL_LIMIT_S, partition.limit_s or USUAL_LIMIT_S))
+
+
+def problems(launch: Launch, partitions: list[Partition], study: Study | None = None) -> Iterator[HarnessError]:
+    """Everything that the cluster cannot run of it, each with what to change."""
+    try:
+        asked = fits(launch, partitions)
+    except HarnessError as error:
+        yield error
+        return
+    partition, gpus = asked.partition, asked.gpus
     if gpus > partition.gpus:
         most = max(partitions, key=lambda p: p.gpus)
         elsewhere = f"; {most.name} has {most.gpus}" if most.gpus > partition.gpus else ""
-        raise HarnessError(
+        yield HarnessError(
             f"--gpus {gpus} on each node, and the nodes of the partition {partition.name!r} have {partition.gpus}",
             f"at most {partition.gpus}{elsewhere}",
             f"--gpus {partition.gpus}, or --nodes for more than one node has",
         )
     if launch.nodes > partition.nodes:
-        raise HarnessError(
+        yield HarnessError(
             f"--nodes {launch.nodes}, and the partition {partition.name!r} has {partition.nodes}",
             f"at most {partition.nodes}",
             f"--nodes {partition.nodes}, or another --partition",
         )
     if launch.cpus * (launch.processes or max(1, gpus)) > partition.cpus:  # sbatch takes it, and it waits for ever
-        raise HarnessError(
+        yield HarnessError(
             f"{launch.cpus} CPUs for each process, and the nodes of {partition.name!r} have {partition.cpus}",
             "as many as one node has",
             "a smaller cluster.cpus",
         )
     if study is not None and gpus == 0:
-        _refuse_gpu_time(study, partition)
-    return Fits(partition, gpus, _limit_s(launch, partition, study))
+        yield from _gpu_time(study, partition)
+    yield from _time(launch, asked, study)
 
 
 def _partition(launch: Launch, partitions: list[Partition]) -> Partition:
@@ -71,31 +90,30 @@ def _partition(launch: Launch, partitions: list[Partition]) -> Partition:
     return partition
 
 
-def _refuse_gpu_time(study: Study, partition: Partition) -> None:
+def _gpu_time(study: Study, partition: Partition) -> Iterator[HarnessError]:
     for text in study.budget:
         if parse_budget(text).reads == "device_s":
-            raise HarnessError(
+            yield HarnessError(
                 f"--budget {text} is counted in GPU time, and the jobs have no GPU",
                 "a partition with GPUs, or a budget in wall time or in counts",
                 f"--gpus 1, or another partition than {partition.name!r}",
             )
 
 
-def _limit_s(launch: Launch, partition: Partition, study: Study | None) -> int:
+def _time(launch: Launch, asked: Fits, study: Study | None) -> Iterator[HarnessError]:
+    partition, limit = asked.partition, asked.limit_s
     if launch.limit_s is not None and partition.limit_s is not None and launch.limit_s > partition.limit_s:
-        raise HarnessError(
+        yield HarnessError(
             f"--time {launch.time}, and the partition {partition.name!r} ends jobs after {duration(partition.limit_s)}",
             "a limit within the partition's: longer runs are chained by themselves",
             f"--time {partition.limit_s // 60}min, or leave it out",
         )
-    limit = launch.limit_s or min(USUAL_LIMIT_S, partition.limit_s or USUAL_LIMIT_S)
     every = study.train.checkpoint_s if study is not None else 0.0
     work_s = limit - launch.signal_s
     if work_s < every + LEAST_WORK_S:
-        raise HarnessError(
+        yield HarnessError(
             f"a time limit of {duration(limit)} is asked to stop {launch.signal_s} s before its end: "
             f"{max(0, work_s)} s of work, and one checkpoint is made every {every:g} s",
             f"at least {every + LEAST_WORK_S:g} s of work in a job",
             "a longer --time, a smaller cluster.signal_s, or a smaller train.checkpoint_s",
         )
-    return limit
