@@ -47,6 +47,11 @@ class Plugin:
 
 def method_plugins() -> dict[str, Plugin]:
     """Every method found, by name: folders of the `methods` package first, then entry points."""
+    found = _own_methods()
+    return found | _installed("method", "harness.methods", found)
+
+
+def _own_methods() -> dict[str, Plugin]:
     import methods
 
     found = {}
@@ -55,18 +60,23 @@ def method_plugins() -> dict[str, Plugin]:
             name = file.parent.name
             # The first of equal names is the one that Python imports.
             found.setdefault(name, Plugin("method", name, f"methods.{name}.method", "METHOD", file.parent))
-    return found | _installed("method", "harness.methods", found)
+    return found
 
 
 def eval_plugins() -> dict[str, Plugin]:
     """Every eval found, by name: files of the `evals` package that do not start with `_`, then entry points."""
+    found = _own_evals()
+    return found | _installed("eval", "harness.evals", found)
+
+
+def _own_evals() -> dict[str, Plugin]:
     import evals
 
     found = {}
     for root in map(Path, evals.__path__):
         for file in sorted(root.glob("[!_]*.py")):
             found.setdefault(file.stem, Plugin("eval", file.stem, f"evals.{file.stem}", None, None))
-    return found | _installed("eval", "harness.evals", found)
+    return found
 
 
 def _installed(kind: str, group: str, taken: dict[str, Plugin]) -> dict[str, Plugin]:
@@ -89,6 +99,9 @@ def _folder(point: EntryPoint) -> Path | None:
 
 def find(kind: str, name: str) -> Plugin:
     """The plugin of that name, or a HarnessError with the nearest known one."""
+    own = _own_methods() if kind == "method" else _own_evals()
+    if name in own:  # asked for often, and looking through all installed packages takes milliseconds
+        return own[name]
     found = method_plugins() if kind == "method" else eval_plugins()
     if name not in found:
         raise unknown(kind, name, found, "harness list shows what is installed")

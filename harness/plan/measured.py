@@ -77,16 +77,21 @@ def measured(out: Path, study: Study, on_gpu: bool) -> Measured:
     found = Measured()
     sized = tuple(f"-{size}-" for size in study.size)  # in the names of folders of runs and references
     for path in sorted(out.glob("*/runs/*/run.json")):
-        if any(size in path.parent.name for size in sized) and (run := _read(RunRecord, path, found)):
-            if run.state == "finished" and run.shared is None and _on_gpu(run.environment) in (on_gpu, None):
-                found.runs[run.cell.method, run.cell.dataset, run.cell.size].append(run)
+        run = _read(RunRecord, path, found) if any(size in path.parent.name for size in sized) else None
+        if run is not None and run.state == "finished" and _fits(run, on_gpu):
+            found.runs[run.cell.method, run.cell.dataset, run.cell.size].append(run)
     for name in study.evals:
         for path in sorted([*out.glob(f"*/runs/*/evals/*/{name}.json"), *out.glob(f"*/references/*/*/{name}.json")]):
             whose = path.parents[2].name if path.parents[1].name == "evals" else f"{path.parent.name}-"
-            if any(size in whose for size in sized) and (record := _read(EvalRecord, path, found)):
-                if record.shared is None and _on_gpu(record.environment) in (on_gpu, None):
-                    found.evals[_place(record)].append(record)
+            record = _read(EvalRecord, path, found) if any(size in whose for size in sized) else None
+            if record is not None and _fits(record, on_gpu):
+                found.evals[_place(record)].append(record)
     return found
+
+
+def _fits(record: RunRecord | EvalRecord, on_gpu: bool) -> bool:
+    """Whether it was measured on such a device, and is no copy of another's."""
+    return record.shared is None and _on_gpu(record.environment) in (on_gpu, None)
 
 
 def _place(record: EvalRecord) -> tuple:

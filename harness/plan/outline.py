@@ -1,4 +1,4 @@
-"""The cells of a study that can run, and everything that `run` would refuse: it stops at the first, the plan does not."""
+"""The cells of a study that can run, and everything that `run` would refuse: it stops at the first, a plan does not."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _refuse(found: Outline) -> None:
     for job in found.sources():
         _try(found, lambda job=job: ranks.check_batch(job.train.batch_size, "train.batch_size"), job.label)
     for data in list(found.sets.values())[:1]:
-        _try(found, lambda: check_idle_sections(study, data.spec))
+        _try(found, lambda data=data: check_idle_sections(study, data.spec))
 
 
 def _try(found: Outline, check: Callable[[], object], of: str = "") -> None:

@@ -60,10 +60,10 @@ def show_plan(study: Study, launch: Launch, given: Iterable[str], out: Path, dat
 
 
 def _counted(found: Outline) -> dict[str, disk.Size]:
-    """Sizes by the key of the run that trains; one that cannot be built is refused."""
+    """Sizes by the key of the run that is to be trained; one that cannot be built is refused."""
     alike: dict[str, disk.Size] = {}  # of seeds and budgets of one network
     sizes = {}
-    for job in found.sources():
+    for job in _unfinished(found):
         network = repr((job.cell.method, job.config, job.train, job.data.spec))
         try:
             if network not in alike:
@@ -88,9 +88,21 @@ def _cells(found: Outline, pricing: Pricing, counted: dict[str, disk.Size]) -> T
             state = _state(found.place, source)
         price = f"shared with {source.cell.method}" if source.key in seen else _owed(job, pricing, source)
         seen.add(source.key)
-        parameters = f"{counted[source.key].parameters:,}" if source.key in counted else "–"
-        table.add_row(job.label, state, str(job.train.batch_size), parameters, price)
+        table.add_row(job.label, state, str(job.train.batch_size), _parameters(found, source, counted), price)
     return table
+
+
+def _parameters(found: Outline, source: Job, counted: dict[str, disk.Size]) -> str:
+    """Counted, or as the record of a run that has ended says: no network is built for that."""
+    if source.key in counted:
+        return f"{counted[source.key].parameters:,}"
+    record = found.truth.record(source.key)
+    return f"{record.cost.parameters:,}" if record is not None and record.cost is not None else "–"
+
+
+def _unfinished(found: Outline) -> list[Job]:
+    """The runs that are still to be pre-trained."""
+    return [job for job in found.sources() if _state(found.place, job) not in ENDED]
 
 
 def _state(place: store.Study, job: Job) -> str:
@@ -216,14 +228,14 @@ def _makespan(tasks: list[Priced], survey: Survey) -> Iterable[str]:
 
 
 def _to_come(found: Outline, counted: dict[str, disk.Size]) -> list[int]:
-    runs = [job for job in found.sources() if job.key in counted and _state(found.place, job) not in ENDED]
+    runs = [job for job in _unfinished(found) if job.key in counted]
     return [disk.to_come(job, found.place, counted[job.key]) for job in runs]
 
 
 def _disk(found: Outline, counted: dict[str, disk.Size]) -> Iterable[str]:
     """What is to come, at most, beside what is free."""
     free = disk.free_bytes(found.place.path)
-    runs = [job for job in found.sources() if job.key in counted and _state(found.place, job) not in ENDED]
+    runs = [job for job in _unfinished(found) if job.key in counted]
     if not runs:
         yield f"disk: nothing to come from training; {bytes_(free)} free"
         return
