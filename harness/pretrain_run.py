@@ -33,15 +33,18 @@ def pretrain_run(
     stopper: Stopper,
     guard: Callable[[], None] = lambda: None,
     ranks: Ranks = ALONE,
+    waited_s: float = 0.0,
 ) -> RunRecord:
     """Pre-train from wherever the folder stands; the record says how it ended. Raises Interrupted when stopped.
 
-    `guard` is called before anything is written, and may raise: then nothing more is. With several `ranks` all of them
+    `guard` is called before anything is written, and may raise: then nothing more is. `waited_s` is the time that the
+    run has stood in queues, over all attempts. With several `ranks` all of them
     call this function; the first one decides, asks its guard and writes, and all return its record.
     """
     names = job.train.track if ranks.first else ()
     with Tracking(names, folder, lambda line: display.say(f"{job.label}: {line}")) as tracking:
-        return _tracked(job, folder, before, display, stopper, guard, ranks, tracking.line if tracking else None)
+        track = tracking.line if tracking else None
+        return _tracked(job, folder, before, display, stopper, guard, ranks, track, waited_s)
 
 
 def _tracked(
@@ -53,6 +56,7 @@ def _tracked(
     guard: Callable[[], None],
     ranks: Ranks,
     track: Callable[[dict[str, Any]], None] | None,
+    waited_s: float,
 ) -> RunRecord:
     peak.stated()  # a setting that is no number is refused before any work
     ranks.check_batch(job.train.batch_size, "train.batch_size")
@@ -71,6 +75,7 @@ def _tracked(
         raise
     keep(record)
     work = _pretraining(job, folder, method, display, stopper, guard, ranks, track)
+    work.waited_s = waited_s
     if ranks.first:
         display.phase(job.label, "starting" if before is None else "going on")
     state, message = "finished", None

@@ -14,14 +14,14 @@ from harness.driver import only_writer
 from harness.errors import HarnessError, unknown
 from harness.files import write_atomic
 from harness.launch import local, options, preflight, queue, submit
-from harness.launch.drive import Driver, Submits, over, watch
-from harness.launch.folders import Attempts, Batch, End, now
+from harness.launch.drive import Driver, Submits, over, settle, watch
+from harness.launch.folders import Attempts, Batch, Claim, End, now
 from harness.launch.freeze import freeze
 from harness.launch.options import Launch
 from harness.launch.queue import Queue
 from harness.launch.show import Watched, left_running, told_state
 from harness.launch.slurm import Slurm
-from harness.launch.standing import Standing
+from harness.launch.standing import OVER, Standing
 from harness.launch.tasks import Task, graph
 from harness.launch.truth import Truth, logs
 from harness.plugins import find
@@ -29,6 +29,7 @@ from harness.records import StudyRecord
 from harness.resolve import Job, jobs
 from harness.study import Study, build
 
+NO_BATCH = "cancelled"  # of an attempt that nobody is to make
 LAUNCH = "launch.json"  # beside study.json: where and how its jobs run, for commands that come later
 
 
@@ -48,6 +49,12 @@ def launch_study(study: Study, out: Path, asked: Asked) -> tuple[store.Study, li
     """
     place = store.Study(out / study.folder_name())
     if asked.launch.cluster == "local":
+        if asked.detach:
+            raise HarnessError(
+                "--detach with --cluster local: workers of this machine end with their command",
+                "--detach with --cluster slurm",
+                "leave out --detach",
+            )
         with only_writer(place.path):
             return _launched(study, place, asked)
     return _launched(study, place, asked)
@@ -93,7 +100,8 @@ def idle(option: str) -> HarnessError:
 def _driver(
     study: Study, place: store.Study, data_dir: Path | None, todo: list[Job], executor: Submits, launch: Launch
 ) -> Driver:
-    modules = [find("method", job.cell.method).module for job in todo] + [find("eval", n).module for n in study.evals]
+    runs = [*todo, *(job.source for job in todo if job.source)]
+    modules = [find("method", job.cell.method).module for job in runs] + [find("eval", n).module for n in study.evals]
     code = freeze(place.path / "code", modules)
     truth = Truth(study, place, todo, data_dir)
     return Driver(truth, executor, str(code.resolve()), launch.tries, launch.rendezvous)
@@ -114,7 +122,8 @@ def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | No
     shown = Watched(driver)
     try:
         if detach:
-            shown(driver.round())
+            driver.round()
+            shown(driver.look())
             return None
         with shown:
             standings = watch(driver, shown)
@@ -136,20 +145,24 @@ def read_launch(place: store.Study) -> Asked | None:
     """How the study was launched; None for one that ran in its own process."""
     try:
         content = json.loads((place.path / LAUNCH).read_text())
+        launch, data_dir = content["launch"], content["data_dir"]
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise HarnessError(f"{place.path / LAUNCH} is no JSON: {error}", "", "repeat the `run` command") from None
-    data_dir = content["data_dir"]
-    return Asked(options.build(content["launch"]), None if data_dir is None else Path(data_dir))
+    except (ValueError, KeyError, TypeError) as error:
+        raise HarnessError(
+            f"{place.path / LAUNCH} does not fit: {error}",
+            "the file as the harness wrote it",
+            "repeat the `run` command",
+        ) from None
+    return Asked(options.build(launch), None if data_dir is None else Path(data_dir))
 
 
 def resume(place: store.Study, detach: bool) -> tuple[store.Study, list[str]] | None:
     """`run` again, as it was asked for the last time."""
     asked = _launched_by(place)
     study = build(place.asked().request)
-    again = replace(study, name=place.path.name)
-    return launch_study(again, place.path.parent, replace(asked, detach=detach))
+    path = place.path.resolve()  # `.` has no name
+    return launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=detach))
 
 
 def _launched_by(place: store.Study) -> Asked:
@@ -186,16 +199,21 @@ def cancel(place: store.Study, cells: Collection[str]) -> list[str]:
     """End the jobs of the study, or of the cells named, and keep them from being submitted again; a line for each."""
     driver, standings = standing(place)
     meant = _meant(driver.tasks, cells)
-    alive = [s for s in standings.values() if s.task.name in meant and s.state in ("running", "queued", "missing")]
-    claims = {s.task.name: Attempts(place, s.task).last() for s in alive}
-    for s in alive:  # written first: a driver that looks meanwhile must not submit it again
-        claim = claims[s.task.name]
-        if claim is not None:
-            Attempts(place, s.task).ended(
-                claim.attempt, End(state="stopped", kind="cancelled", message="cancelled", at=now())
-            )
-    driver.executor.cancel([claim for claim in claims.values() if claim is not None])
-    return [f"cancelled  {s.task.name}" for s in alive if claims[s.task.name] is not None]
+    left = [s for s in standings.values() if s.task.name in meant and s.state not in OVER]
+    # Written first: a driver that looks meanwhile must not submit it again.
+    claims = [_cancelled(place, standing) for standing in left]
+    driver.executor.cancel([claim for claim in claims if claim.batch != NO_BATCH])
+    return [f"cancelled  {s.task.name}" for s in left]
+
+
+def _cancelled(place: store.Study, standing: Standing) -> Claim:
+    """The newest attempt at the task, cancelled. Of a task that is in no queue the next attempt is taken for that."""
+    attempts = Attempts(place, standing.task)
+    claim = Claim(attempt=standing.attempt + 1, batch=NO_BATCH, index=0)
+    if standing.state not in ("missing", "waiting") or not attempts.claim(claim):
+        claim = attempts.last()
+    attempts.ended(claim.attempt, End(state="stopped", kind="cancelled", message="cancelled", at=now()))
+    return claim
 
 
 def _meant(tasks: list[Task], cells: Collection[str]) -> set[str]:
@@ -232,7 +250,7 @@ def close(place: store.Study, batch: Batch) -> None:
     todo = jobs(study, data_dir, gpus)
     truth = Truth(study, place, todo, data_dir)
     driver = Driver(truth, executor, batch.code, asked.launch.tries, asked.launch.rendezvous)
-    standings = driver.round()
+    standings = settle(driver)
     print(told_state(standings), flush=True)
     if over(standings):
         for line in driver.failures(standings):

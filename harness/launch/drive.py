@@ -14,11 +14,11 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from harness import store
-from harness.errors import said
+from harness.errors import HarnessError, said
 from harness.files import write_atomic
 from harness.launch.folders import Attempts, Batch, Batches, Claim, End, Submitted, batch_name, now
 from harness.launch.queue import Unreachable
-from harness.launch.standing import OVER, Executor, Look, Standing
+from harness.launch.standing import OVER, SUBMITTING_S, UNSEEN, Executor, Look, Standing
 from harness.launch.tasks import ORDER, Task, graph
 from harness.launch.truth import Truth, progress
 from harness.pretrain_run import opening
@@ -33,6 +33,7 @@ class Submits(Executor, Protocol):
     def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: Any = None) -> Submitted: ...
     def after(self, stage: str, batches: Sequence[str], matching: bool) -> Any: ...
     def most(self) -> int: ...
+    def cancel(self, claims: Iterable[Claim]) -> list[str]: ...
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Driver:
     rendezvous: str = "tcp"
     say: Callable[[str], None] = print
     tasks: list[Task] = field(init=False)
+    _cancelled: set[tuple[str, int]] = field(default_factory=set)
+    _attempts: dict[str, int] = field(default_factory=dict)  # the last one at each task, at the last look
 
     def __post_init__(self) -> None:
         self.tasks = graph(self.truth.study, self.truth.todo)
@@ -59,17 +62,29 @@ class Driver:
     def round(self) -> dict[str, Standing]:
         """Look once, and submit whatever can be; the standings of before that."""
         standings = self.look()
-        made = self.submit(standings)
-        if made and self.executor.chains:
-            self._submit_closing(made)
+        self._cancel(standings)
+        made: list[str] = []
+        try:
+            self.submit(standings, made)
+        finally:  # also of what was taken before the cluster refused the rest
+            if made and self.executor.chains:
+                self._submit_closing(made)
         return standings
+
+    def _cancel(self, standings: dict[str, Standing]) -> None:
+        """End jobs that a command elsewhere cancelled: it may not reach them, or not have reached the cluster."""
+        found = [s for s in standings.values() if s.cancelled and (s.task.name, s.attempt) not in self._cancelled]
+        if found:
+            claims = [Attempts(self.place, s.task).of(s.attempt) for s in found]
+            self.executor.cancel([claim for claim in claims if claim is not None])
+            self._cancelled |= {(s.task.name, s.attempt) for s in found}
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
-    def submit(self, standings: dict[str, Standing]) -> list[str]:
-        """Batches of everything that is missing, and of what can be told to wait for it; their names."""
-        made: list[str] = []
+    def submit(self, standings: dict[str, Standing], made: list[str]) -> None:
+        """Batches of everything that is missing, and of what can be told to wait for it; their names go to `made`."""
         where: dict[str, Claim] = {}  # of what was submitted just now
+        self._attempts = {name: standing.attempt for name, standing in standings.items()}
         missing = [s.task for s in standings.values() if s.state == "missing"]
         for group in _groups(missing):
             most = self.executor.most()
@@ -82,7 +97,6 @@ class Driver:
                     after = self.executor.after(part[0].stage, [before], matching=True)
                     if after is not None:  # else what they need has no job id yet
                         made += self._submit(part, where, after)
-        return made
 
     def _submit(self, tasks: list[Task], where: dict[str, Claim], after: Any) -> list[str]:
         """Claim the tasks and submit those that are ours; an element whose claim was lost to another ends at once."""
@@ -121,12 +135,10 @@ class Driver:
                 Attempts(self.place, task).ended(claim.attempt, end)
 
     def _claim(self, task: Task, batch: Batch, index: int) -> tuple[Claim, bool]:
-        attempts = Attempts(self.place, task)
-        last = attempts.last()
-        claim = Claim(
-            attempt=1 + (last.attempt if last else 0), batch=batch.name, index=index, reached=progress(self.place, task)
-        )
-        return claim, attempts.claim(claim)
+        # After the last one that was looked at: one that another driver has claimed since then is not to get a second.
+        number = 1 + self._attempts[task.name]
+        claim = Claim(attempt=number, batch=batch.name, index=index, reached=progress(self.place, task))
+        return claim, Attempts(self.place, task).claim(claim)
 
     def _matching(self, tasks: list[Task], where: dict[str, Claim]) -> Iterable[tuple[str, list[Task]]]:
         """Groups of tasks that go one by one with the elements of a batch: the last thing each needs is in it.
@@ -161,7 +173,10 @@ class Driver:
             at=now(),
         )
         Batches(self.place).write(batch)
-        self.executor.submit(batch, [1], "tables", after)
+        try:
+            self.executor.submit(batch, [1], "tables", after)
+        except HarnessError as error:  # the work itself is in the queue
+            self.say(f"no job that goes on when these have ended: {said(error)}; `harness resume` does it then")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -202,11 +217,22 @@ def over(standings: dict[str, Standing]) -> bool:
     return all(s.state in OVER for s in standings.values())
 
 
+def settle(driver: Driver, sleep: Callable[[float], None] = time.sleep, every_s: float = 3.0) -> dict[str, Standing]:
+    """One round, and more while it is not certain of some job whether it is lost: nobody comes to look later."""
+    standings, waited_s = driver.round(), 0.0
+    while any(s.why == UNSEEN for s in standings.values()) and waited_s < 2 * SUBMITTING_S:
+        sleep(every_s)
+        waited_s += every_s
+        standings = driver.round()
+    return standings
+
+
 def watch(driver: Driver, show: Callable[[dict[str, Standing]], None], every_s: float = 1.0) -> dict[str, Standing]:
     """Rounds until every task is over. Raises KeyboardInterrupt when the user leaves; the jobs go on."""
     while True:
+        begun = time.monotonic()
         standings = driver.round()
         show(standings)
         if over(standings):
             return standings
-        time.sleep(every_s)
+        time.sleep(max(every_s, time.monotonic() - begun))  # a large study on a slow disk: half the time at most

@@ -5,14 +5,17 @@ KEY's folder/jobs/KIND.003.end.json   how that attempt ended, written by the job
 KEY's folder/jobs/KIND.lease.json     the token of the job that may write; a job that finds another one stops
 STUDY/jobs/BATCH/batch.json           a batch of jobs as it was meant, written before it is submitted
 STUDY/jobs/BATCH/submitted.json       its job id, written after
+STUDY/jobs/forgiven.json              up to which attempt failures do not count, since the user asked again
 
 Files appear whole, by rename or by link, and no lock is held: two commands that claim one attempt cannot both win.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -29,6 +32,7 @@ from harness.records import Model
 from harness.study import slug
 
 M = TypeVar("M", bound=Model)
+LOOKS, BETWEEN_S = 20, 0.05  # at a file that another computer is just writing
 ENDS = Literal["done", "failed", "stopped"]
 
 
@@ -53,6 +57,8 @@ class End(Model):
 class Lease(Model):
     token: str
     attempt: int
+    waited_s: float = 0.0  # that the task has stood in queues up to now, over all its attempts
+    at: str = ""
 
 
 class Batch(Model):
@@ -75,8 +81,17 @@ class Submitted(Model):
     array: bool
 
 
-class Superseded(Exception):
-    """Another job has the task now; this one is to stop and write nothing."""
+class Forgiven(Model):
+    """What failed or was cancelled up to these attempts, by task, does not count: the user asked for it again."""
+
+    attempts: dict[str, int]
+
+
+class Superseded(BaseException):
+    """Another job has the task now; this one is to stop and write nothing.
+
+    No Exception, so that nothing which records failures takes it for one.
+    """
 
 
 def now() -> str:
@@ -142,7 +157,7 @@ class Attempts:
     # A job that was thought lost may live on beside the one that took its place. The token of the newest is in the
     # lease; a job compares before it writes. Tokens are compared, never times: clocks of nodes may differ.
 
-    def take(self, attempt: int) -> Guard:
+    def take(self, attempt: int, submitted_at: str = "") -> Guard:
         """Begin the attempt: from now on every other job of this task is superseded.
 
         Raises Superseded where a later attempt has begun already.
@@ -151,19 +166,38 @@ class Attempts:
         held = read(Lease, path)
         if held is not None and held.attempt > attempt:
             raise Superseded
-        lease = Lease(token=uuid.uuid4().hex, attempt=attempt)
+        waited_s = (held.waited_s if held else 0.0) + self._waited_s(attempt, submitted_at, held)
+        lease = Lease(token=uuid.uuid4().hex, attempt=attempt, waited_s=waited_s, at=now())
         write_atomic(path, lease.model_dump_json() + "\n")
-        return Guard(path, lease.token)
+        return Guard(path, lease.token, waited_s)
+
+    def _waited_s(self, attempt: int, submitted_at: str, held: Lease | None) -> float:
+        """Seconds in the queue: since the submission, or since the last sign of a job that went back into it.
+
+        Moments are of several computers' clocks, so it is as good as those agree, and never negative.
+        """
+        if not submitted_at:
+            return 0.0
+        end = self.end(attempt)
+        signs = [submitted_at, *([end.at] if end else []), *([held.at] if held else [])]
+        if (self.folder.parent / "log.jsonl").exists():  # the last sign of one that was killed
+            written = (self.folder.parent / "log.jsonl").stat().st_mtime
+            signs.append(datetime.fromtimestamp(written, UTC).isoformat())
+        since = max(datetime.fromisoformat(sign) for sign in signs if sign)
+        return max(0.0, (datetime.now(UTC) - since).total_seconds())
 
 
 class Guard:
-    """Called before anything is written; raises Superseded once another job has taken the task."""
+    """Called before anything is written; raises Superseded once another job has taken the task.
 
-    def __init__(self, path: Path, token: str) -> None:
-        self.path, self.token = path, token
+    Without a path it is that of a process which writes nothing.
+    """
+
+    def __init__(self, path: Path | None = None, token: str = "", waited_s: float = 0.0) -> None:
+        self.path, self.token, self.waited_s = path, token, waited_s
 
     def __call__(self) -> None:
-        held = read(Lease, self.path)
+        held = None if self.path is None else read(Lease, self.path)
         if held is not None and held.token != self.token:
             raise Superseded
 
@@ -192,19 +226,44 @@ class Batches:
     def all(self) -> list[str]:
         return sorted(path.parent.name for path in self.folder.glob("*/batch.json"))
 
+    def forgiven(self) -> dict[str, int]:
+        found = read(Forgiven, self.folder / "forgiven.json")
+        return {} if found is None else dict(found.attempts)
+
+    def forgive(self, attempts: dict[str, int]) -> None:
+        write_atomic(self.folder / "forgiven.json", Forgiven(attempts=attempts).model_dump_json() + "\n")
+
 
 def read(kind: type[M], path: Path) -> M | None:
     """The file's content, None where there is none. Raises HarnessError for one that does not fit."""
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        content = _content(path)
+        return None if content is None else kind.model_validate_json(content)
     except ValidationError as error:
         raise HarnessError(
             f"{path} does not fit: {error.errors()[0]['msg']}",
             f"a {kind.__name__.lower()} as the harness wrote it",
             f"delete {path} and repeat the command",
         ) from None
+
+
+def _content(path: Path) -> bytes | None:
+    """The file's bytes, None where there is none. Looks again at one that is being created or replaced just now."""
+    for look in range(LOOKS):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE or look + 1 == LOOKS:  # NFS: it was replaced while it was open
+                raise HarnessError(
+                    f"cannot read {path}: {error.strerror or error}", "a file that you may read"
+                ) from error
+        else:
+            if content:  # else its name was taken, where the file system has no hard links, and no more yet
+                return content
+        time.sleep(BETWEEN_S)
+    return b""
 
 
 def create(path: Path, content: Model) -> bool:

@@ -6,15 +6,17 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from harness import machine
 from harness.files import explain
 
-LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp")
+LEFT_OUT = ("__pycache__", "*.pyc", "*.tmp", ".*")  # an editor's links to nowhere begin with a dot
 
 
 def freeze(folder: Path, plugins: Iterable[str] = ()) -> Path:
@@ -52,8 +54,10 @@ def _sources(plugins: Iterable[str]) -> Iterable[tuple[str, list[Path]]]:
             spec = importlib.util.find_spec(name)
         if spec is None:
             continue
-        if spec.submodule_search_locations:
-            yield name, [Path(root) for root in spec.submodule_search_locations if Path(root).is_dir()]
+        # Of a package that is imported its own path, which may have grown; `import` looks there, too.
+        roots = getattr(sys.modules.get(name), "__path__", None) or spec.submodule_search_locations
+        if roots:
+            yield name, [Path(root) for root in roots if Path(root).is_dir()]
         elif spec.origin:
             yield Path(spec.origin).name, [Path(spec.origin)]
 
@@ -64,6 +68,7 @@ def _digest(sources: dict[str, list[Path]]) -> str:
         for root in roots:
             files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
             for path in files:
-                if path.suffix != ".pyc":
-                    digest.update(f"{name}/{path.relative_to(root)}\0".encode() + path.read_bytes())
+                place = path.relative_to(root)
+                if not any(fnmatch(part, pattern) for part in place.parts for pattern in LEFT_OUT):
+                    digest.update(f"{name}/{place}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

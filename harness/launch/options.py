@@ -40,14 +40,14 @@ class Launch:
     slurm: dict[str, Any] = field(default_factory=dict)  # any further option of sbatch
 
     def __post_init__(self) -> None:
+        if self.time and limit_s(self.time) < 60:
+            raise ValueError("time is at least a minute, which SLURM counts in")
         for name, least in {"gpus": 0, "nodes": 1, "processes": 0, "cpus": 0, "parallel": 0, "tries": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is at least {least}")
         if self.signal_s < 5:
             raise ValueError("signal_s is at least 5 seconds")
-        if self.time:
-            limit_s(self.time)
 
     @property
     def limit_s(self) -> int | None:
@@ -72,28 +72,55 @@ def split(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A study's words without those of the launch, and those: its sections `[cluster]` and `[slurm]`."""
     study = {k: v for k, v in asked.items() if k not in ("cluster", "slurm")}
     section = asked.get("cluster", {})
-    launch = {"cluster": section} if isinstance(section, str) else dict(section)
+    launch = {"cluster": section} if isinstance(section, str) else dict(_table("cluster", section))
     if "slurm" in asked:
-        launch["slurm"] = {**launch.get("slurm", {}), **asked["slurm"]}
+        launch["slurm"] = {**_table("slurm", launch.get("slurm", {})), **_table("slurm", asked["slurm"])}
     return study, launch
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise HarnessError(f"{name}={value!r} is no section", f"{name}.KEY=VALUE", "for example: slurm.qos=normal")
+    return value
+
+
+TEXTS = ("account", "partition", "time", "mem")
+OPTIONS = ("cluster", "gpus", "nodes", "partition", "account", "time", "parallel")  # of the command line
+SPELLED = {  # what sbatch calls what the harness sets, and what to set instead; "": nothing
+    "cpus_per_task": "cpus", "gpus_per_node": "gpus", "gpus_per_task": "gpus", "gres": "gpus", "ntasks": "processes",
+    "ntasks_per_node": "processes", "array": "parallel", "time_min": "time", "signal": "signal_s", "signal_delay_s":
+    "signal_s", "output": "", "error": "", "open_mode": "", "dependency": "", "kill_on_invalid_dep": "", "job_name": "",
+    "comment": "", "requeue": "", "no_requeue": "", "wckey": "",
+}  # fmt: skip
+
+
+def _refuse_own(key: str) -> None:
+    """Raise HarnessError for an option of sbatch that the harness has an option of its own for."""
+    name = key.replace("-", "_")
+    own = {f.name: f.name for f in fields(Launch)}
+    if name not in own | SPELLED:
+        return
+    instead = {**own, **SPELLED}[name]
+    next_step = f"--{instead}" if instead in OPTIONS else f"cluster.{instead}=VALUE"
+    raise HarnessError(
+        f"slurm.{key} is set by the harness itself",
+        "other options of sbatch",
+        next_step if instead else "leave it out: the harness needs its own",
+    )
 
 
 def build(*layers: dict[str, Any]) -> Launch:
     """Later layers win; `slurm` is merged key by key. Raises HarnessError for an unknown key or a wrong value."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        further = {**merged.get("slurm", {}), **layer.get("slurm", {})}
+        further = {**merged.get("slurm", {}), **_table("slurm", layer.get("slurm", {}))}
         merged = {**merged, **{k: v for k, v in layer.items() if v is not None}, "slurm": further}
-    further = merged.pop("slurm")
-    if not isinstance(further, dict):
-        raise HarnessError(f"slurm={further!r}", "slurm.KEY=VALUE", "for example: slurm.qos=normal")
-    own = {f.name for f in fields(Launch)}
-    taken = {"time_min": "time", "gres": "gpus", "array": "parallel", "output": "", "error": "", "dependency": ""}
+    further = merged.pop("slurm", {})
     for key in further:
-        if key.replace("-", "_") in own | taken.keys():
-            instead = taken.get(key, key)
-            next_step = f"--{instead}, or {instead} in [cluster]" if instead else "leave it out: the harness sets it"
-            raise HarnessError(f"slurm.{key} is set by the harness itself", "other options of sbatch", next_step)
+        _refuse_own(key)
+    for key in TEXTS:  # account=1234 and time=30 are numbers to TOML
+        if isinstance(merged.get(key), int | float) and not isinstance(merged[key], bool):
+            merged[key] = str(merged[key])
     return override(override(Launch(), merged, "cluster"), {"slurm": further} if further else {})
 
 
@@ -102,11 +129,12 @@ def profile(name: str | None) -> dict[str, Any]:
 
     The file is $HARNESS_CLUSTER, or cluster.toml in the user's configuration folder. `name` may be a file, too.
     """
-    path = Path(os.environ.get("HARNESS_CLUSTER") or _configuration() / "recognise-and-draw" / PROFILES)
+    named = os.environ.get("HARNESS_CLUSTER")
+    path = Path(named or _configuration() / "recognise-and-draw" / PROFILES)
     if name is not None and name.endswith(".toml"):
-        path, name = Path(name), None
-        if not path.is_file():
-            raise HarnessError(f"no profile at {path}", "a TOML file with tables of cluster settings")
+        path, name, named = Path(name), None, name
+    if named and not path.is_file():
+        raise HarnessError(f"no profile at {path}", "a TOML file with tables of cluster settings, such as [default]")
     if not path.is_file():
         if name is not None:
             raise HarnessError(f"no profile {name!r}: there is no {path}", f"a table [{name}] in that file")
@@ -115,6 +143,13 @@ def profile(name: str | None) -> dict[str, Any]:
         tables = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path} is no TOML: {error}", "", f"mend {path}") from None
+    for key, table in tables.items():
+        if not isinstance(table, dict):
+            raise HarnessError(
+                f"{path} sets {key!r} outside of any table",
+                "tables of cluster settings",
+                f"write [default] above {key}",
+            )
     if name is None:
         return tables.get("default", {})
     if name not in tables:

@@ -59,11 +59,13 @@ def problems(launch: Launch, partitions: list[Partition], study: Study | None = 
             f"at most {partition.nodes}",
             f"--nodes {partition.nodes}, or another --partition",
         )
-    if launch.cpus * (launch.processes or max(1, gpus)) > partition.cpus:  # sbatch takes it, and it waits for ever
+    processes = launch.processes or max(1, gpus)
+    if max(1, launch.cpus) * processes > partition.cpus:  # sbatch takes it, and it waits for ever
         yield HarnessError(
-            f"{launch.cpus} CPUs for each process, and the nodes of {partition.name!r} have {partition.cpus}",
+            f"{processes} process(es) of {max(1, launch.cpus)} CPU(s) on each node, "
+            f"and the nodes of {partition.name!r} have {partition.cpus}",
             "as many as one node has",
-            "a smaller cluster.cpus",
+            "a smaller cluster.cpus or cluster.processes",
         )
     if study is not None and gpus == 0:
         yield from _gpu_time(study, partition)

@@ -5,8 +5,8 @@ A client command takes up to nine seconds and fails while the controller is away
 
 from __future__ import annotations
 
-import getpass
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -40,6 +40,15 @@ class InQueue:
     @property
     def alive(self) -> bool:
         return self.state in ALIVE
+
+
+@dataclass(frozen=True)
+class Account:
+    """A job as the accounting knows it."""
+
+    state: str
+    code: str  # exit status and signal: "0:9"
+    name: str
 
 
 @dataclass(frozen=True)
@@ -96,21 +105,22 @@ class Queue:
     def jobs(self, patience_s: float | None = None) -> dict[str, InQueue]:
         """Every job of this user that the controller remembers, ended ones too (for MinJobAge), by id."""
         form = "%i|%T|%r|%N|%j"
-        out = self.run(["squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", form], patience_s)
+        out = self.run(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", form], patience_s)
         rows = [InQueue(*line.split("|", 4)) for line in out.splitlines() if line.count("|") >= 4]
         return {row.id: row for row in rows}
 
-    def accounts(self, ids: Iterable[str]) -> dict[str, tuple[str, str]] | None:
-        """State and exit code of the last run of each job of the arrays `ids`; None where there is no accounting."""
+    def accounts(self, ids: Iterable[str]) -> dict[str, Account] | None:
+        """The last run of each job of the arrays `ids`, by id; None where there is no accounting."""
         wanted = ",".join(ids)
         if not wanted:
             return {}
         try:
-            out = self.run(["sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State,ExitCode"], patience_s=0)
+            form = "JobID,State,ExitCode,JobName"
+            out = self.run(["sacct", "-X", "-n", "-P", "-j", wanted, "-o", form], patience_s=0)
         except HarnessError:
             return None
-        rows = [line.split("|") for line in out.splitlines() if line.count("|") == 2]
-        return {id: (state.split()[0] if state else "", code) for id, state, code in rows}
+        rows = [line.split("|", 3) for line in out.splitlines() if line.count("|") >= 3]
+        return {id: Account(state.split()[0] if state else "", code, name) for id, state, code, name in rows}
 
     def cancel(self, ids: Sequence[str]) -> None:
         if ids:
@@ -160,21 +170,24 @@ def _merged(a: Partition, b: Partition) -> Partition:
 
 
 def _gpus(gres: str) -> tuple[int, str]:
-    """`gpu:h100:8(S:0-1),lustre:1` -> (8, "h100")."""
+    """`gpu:h100:8(S:0-1),lustre:1` -> (8, "h100"). Several types are counted together, and the commonest is named."""
+    found = []
     for item in gres.split(","):
         words = item.partition("(")[0].split(":")
         if words[0] == "gpu" and words[-1].isdigit():
-            return int(words[-1]), words[1] if len(words) > 2 else ""
-    return 0, ""
+            found.append((int(words[-1]), words[1] if len(words) > 2 else ""))
+    return sum(count for count, _ in found), max(found, default=(0, ""))[1]
 
 
 def seconds(text: str) -> int | None:
-    """SLURM's `1-02:03:04`, `02:03:04`, `03:04` or `infinite` in seconds."""
-    days, _, clock = text.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdigit() for part in parts):
+    """SLURM's `1-02:03:04`, `1-02`, `02:03:04` or `03:04` in seconds; None for `infinite` and whatever is no time."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
         return None
+    days, *parts = found.groups()
+    clock = [int(part) for part in parts if part is not None]
+    clock += [0] * (3 - len(clock)) if days else []  # after days it begins with hours, else it ends with seconds
     value = 0
-    for part in parts if not days or len(parts) == 3 else [*parts, *["0"] * (3 - len(parts))]:
-        value = 60 * value + int(part)
+    for part in clock:
+        value = 60 * value + part
     return value + 86400 * int(days or 0)

@@ -10,7 +10,7 @@ from harness import store
 from harness.launch import submit
 from harness.launch.folders import Batch, Batches, Claim, Submitted
 from harness.launch.options import Launch
-from harness.launch.queue import InQueue, Queue
+from harness.launch.queue import ALIVE, Account, InQueue, Queue
 from harness.launch.standing import Seen
 from harness.launch.truth import log_tail
 
@@ -49,7 +49,9 @@ class Slurm:
     name: str = "slurm"
     chains: bool = True  # a batch can be told to come after another
     _rows: dict[str, InQueue] = field(default_factory=dict)
+    _accounts: dict[str, Account] | None = None  # None: not asked since the queue was
     _asked_at: float = float("-inf")
+    _most: int = 0
     _submitted: dict[str, Submitted] = field(default_factory=dict)
 
     # -- what it knows ------------------------------------------------------------------------------------------------
@@ -57,32 +59,31 @@ class Slurm:
     def look(self, batches: Iterable[str]) -> Callable[[Claim], Seen | None]:
         wanted = set(batches)
         if wanted and time.monotonic() - self._asked_at >= self.every_s:
-            self._rows = self.queue.jobs()
+            self._rows, self._accounts = self.queue.jobs(), None
             self._asked_at = time.monotonic()
         for name in wanted - self._submitted.keys():
             self._find(name)
-        accounts: dict[str, tuple[str, str]] | None = None
+        return self._seen
 
-        def seen(claim: Claim) -> Seen | None:
-            nonlocal accounts
-            id = self.id_of(claim)
-            if id is None:
-                return None
-            row = self._rows.get(id)
-            if row is not None and row.name != submit.PREFIX + claim.batch:
-                row = None  # the controller lost our job and gave its number to another
-            if row is not None and row.alive:
-                running = row.state in ("RUNNING", "COMPLETING")
-                reason = "" if row.reason in ("None", "") else f" ({STUCK.get(row.reason, row.reason)})"
-                return Seen(True, running, row.state.lower() + reason, where=row.nodes)
-            if accounts is None:
-                accounts = self.queue.accounts(sorted({s.job for s in self._submitted.values()})) or {}
-            state, code = accounts.get(id, ("", ""))
-            if row is None and (not state or state in ("RUNNING", "PENDING", "REQUEUED")):
-                return None
-            return self._dead(claim, state if state in ENDINGS or row is None else row.state, code)
-
-        return seen
+    def _seen(self, claim: Claim) -> Seen | None:
+        id, name = self.id_of(claim), submit.PREFIX + claim.batch
+        if id is None:
+            return None
+        row = self._rows.get(id)
+        if row is not None and row.name != name:
+            row = None  # the controller lost our job and gave its number to another
+        if row is not None and row.alive:
+            running = row.state in ("RUNNING", "COMPLETING")
+            reason = "" if row.reason in ("None", "") else f" ({STUCK.get(row.reason, row.reason)})"
+            return Seen(True, running, row.state.lower() + reason, where=row.nodes)
+        if self._accounts is None:
+            self._accounts = self.queue.accounts(sorted({s.job for s in self._submitted.values()})) or {}
+        account = self._accounts.get(id)
+        if account is None or account.name != name:
+            account = Account("", "", name)
+        if row is None and account.state in ("", *ALIVE):
+            return None
+        return self._dead(claim, account.state if account.state in ENDINGS or row is None else row.state, account.code)
 
     def _dead(self, claim: Claim, state: str, code: str) -> Seen:
         kind = ENDINGS.get(state, "killed")
@@ -136,7 +137,8 @@ class Slurm:
 
     def most(self) -> int:
         """Jobs of one batch."""
-        return self.queue.largest_array()
+        self._most = self._most or self.queue.largest_array()
+        return self._most
 
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
         """End the jobs of the claims; their ids."""

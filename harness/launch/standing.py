@@ -9,6 +9,7 @@ in a row that got no further.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ OVER: tuple[State, ...] = ("done", "failed", "skipped", "cancelled")
 TWICE_S = 6.0  # between two looks that miss a job, before it counts as lost
 SUBMITTING_S = 60.0  # that a batch may stay without a job id while nobody can be asked whether its submitter lives
 MOST_TRIES = 200  # of one task, whatever ended them
+UNSEEN = "submitted, and not seen yet"
 FREE = ("node", "preempted", "time limit", "signal", "void", "dependency", "cancelled")
 
 
@@ -56,6 +58,7 @@ class Standing:
     why: str = ""
     attempt: int = 0
     where: str = ""
+    cancelled: bool = False  # alive, and to end
 
 
 @dataclass
@@ -67,10 +70,14 @@ class Look:
     complete: Callable[[Task], bool]  # whether the store has all that the task is to make
     executor: Executor
     tries: int = 3
+    clock: Callable[[], float] = time.monotonic
     _done: set[str] = field(default_factory=set)
     _absent: dict[tuple[str, int], float] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _forgiven: dict[str, int] = field(default_factory=dict)  # attempts up to this one do not count
+
+    def __post_init__(self) -> None:
+        self._forgiven = Batches(self.place).forgiven()
 
     def __call__(self) -> dict[str, Standing]:
         """Every task's standing, by name."""
@@ -84,7 +91,9 @@ class Look:
     def forgive(self) -> None:
         """What failed or was cancelled before this command is tried anew: the user asks for it again."""
         last = {task.name: self._last(task) for task in self.tasks}
-        self._forgiven = {name: claim.attempt for name, claim in last.items() if claim is not None}
+        self._forgiven |= {name: claim.attempt for name, claim in last.items() if claim is not None}
+        if self._forgiven:  # jobs that look later, and commands, are to know it too
+            Batches(self.place).forgive(self._forgiven)
 
     def _last(self, task: Task) -> Claim | None:
         return Attempts(self.place, task).last()
@@ -95,12 +104,18 @@ class Look:
             return True
         attempts = Attempts(self.place, task)
         claim = attempts.last()
-        end = None if claim is None else attempts.end(claim.attempt)
-        key = f"{task.name} {0 if claim is None else claim.attempt} {end is not None and end.state}"
-        if key in self._checked:
-            return False
+        number = 0 if claim is None else claim.attempt
+        end = attempts.end(number)
+        if end is None and number > 1:  # at work; but the attempt before, taken for lost, may have come to its end
+            number -= 1
+            end = attempts.end(number)
+            if end is not None and end.state != "done":
+                return False
         if claim is not None and end is None:
             return False  # at work
+        key = f"{task.name} {number} {end is not None and end.state}"
+        if key in self._checked:
+            return False
         self._checked.add(key)
         if self.complete(task):
             self._done.add(task.name)
@@ -113,25 +128,30 @@ class Look:
         if task.name in self._done:
             return Standing(task, "done")
         needs = [before[name] for name in task.needs if name in before]
-        bad = [need for need in needs if need.state in ("failed", "skipped", "cancelled")]
+        bad = [need for need in needs if need.state in ("failed", "skipped", "cancelled") and _vital(need.task)]
         if claim is None:
             return self._unclaimed(task, needs, bad)
         attempts = Attempts(self.place, task)
         end = attempts.end(claim.attempt)
-        job = seen(claim)
-        if job is not None and job.alive and (end is None or end.state == "stopped"):
+        if end is not None and end.state == "done" and self._is_done(task):  # since this look began
+            return Standing(task, "done")
+        unsure = end is None or end.state == "stopped"
+        job = seen(claim) if unsure else None  # of what has ended nobody is asked
+        if job is not None and job.alive:
             self._absent.pop((task.name, claim.attempt), None)
-            return Standing(task, "running" if job.running else "queued", job.word, claim.attempt, job.where)
+            state = "running" if job.running else "queued"
+            cancelled = end is not None and end.kind == "cancelled"
+            return Standing(task, state, job.word, claim.attempt, job.where, cancelled)
         if end is None or (end.state == "stopped" and job is not None and job.kind == "cancelled"):
             end = self._found_dead(task, claim, job, needs)
         if end is None:
-            return Standing(task, "queued", "submitted, and not seen yet", claim.attempt)
+            return Standing(task, "queued", UNSEEN, claim.attempt)
         return self._after(task, claim, end, needs, bad)
 
     def _unclaimed(self, task: Task, needs: list[Standing], bad: list[Standing]) -> Standing:
         if bad:
             return Standing(task, "skipped", f"{bad[0].task.name}: {bad[0].state}")
-        return Standing(task, "missing" if all(need.state == "done" for need in needs) else "waiting")
+        return Standing(task, "missing" if _ready(needs) else "waiting")
 
     def _found_dead(self, task: Task, claim: Claim, job: Seen | None, needs: list[Standing]) -> End | None:
         """What ended an attempt that left no word; None while that is not certain. It is written down."""
@@ -140,9 +160,9 @@ class Look:
             if kind == "cancelled" and any(need.state != "done" for need in needs):
                 kind, message = "dependency", "what it needs did not come to its end"
         else:
-            first = self._absent.setdefault((task.name, claim.attempt), time.monotonic())
+            first = self._absent.setdefault((task.name, claim.attempt), self.clock())
             kind, message, patience = self._missed(claim)
-            if time.monotonic() - first < patience:
+            if self.clock() - first < patience:
                 return None
         attempts = Attempts(self.place, task)
         tail = log_tail(self.place, claim)
@@ -170,8 +190,7 @@ class Look:
             return Standing(task, "failed", end.message, claim.attempt)
         if bad:
             return Standing(task, "skipped", f"{bad[0].task.name}: {bad[0].state}", claim.attempt)
-        ready = all(need.state == "done" for need in needs)
-        return Standing(task, "missing" if ready else "waiting", end.message, claim.attempt)
+        return Standing(task, "missing" if _ready(needs) else "waiting", end.message, claim.attempt)
 
     def _failures(self, task: Task, since: int) -> int:
         """Attempts after `since`, from the last one back, that ended in the same way and got no further."""
@@ -183,11 +202,20 @@ class Look:
                 break
             if end is None or end.kind in FREE:
                 continue
-            said = (end.kind, end.message if end.kind == "error" else "")
+            said = (end.kind, re.sub(r"(0x)?[0-9a-f]*\d[0-9a-f]*", "#", end.message) if end.kind == "error" else "")
             if (kind is not None and said != kind) or claim.reached < reached:
                 break
             kind, reached, count = said, claim.reached, count + 1
         return count
+
+
+def _vital(task: Task) -> bool:
+    """Whether nothing can be made of what needs the task without it. An evaluation spares its readers work, no more."""
+    return task.stage == "pretrain"
+
+
+def _ready(needs: list[Standing]) -> bool:
+    return all(need.state == "done" or (need.state in OVER and not _vital(need.task)) for need in needs)
 
 
 def lives(pid: int) -> bool:

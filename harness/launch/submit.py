@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX = "harness-"  # of the names of our jobs, before the batch's
 FOLDER = "%j"  # of each element, in that of its batch
 REQUEUE_TRIES = 3
+TURNS = 3  # that sbatch is called, in an outage
 FOREVER = 10**6  # requeues that submitit would count; we count attempts ourselves
 
 
@@ -126,19 +127,24 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
     work = [
         Work(str(place.path.resolve()), batch.name, index, attempt) for index, attempt in enumerate(attempts)
     ]  # fmt: skip
-    with _outside():
-        try:
-            with made.batch():
-                jobs = [made.submit(item) for item in work]
-            submitted = Submitted(job=jobs[0].job_id.partition("_")[0], array=len(jobs) > 1)
-        except Exception as error:
-            said = _said(error)
-            if not any(sign in said for sign in UNREACHABLE):
-                raise refused(said, batch) from error
-            found = named(queue, batch.name)
-            if found is None:
-                raise Unreachable(f"SLURM's controller does not answer: {said}", "", "repeat the command") from error
-            submitted = found
+    for turn in range(TURNS):
+        with _outside():
+            try:
+                with made.batch():
+                    jobs = [made.submit(item) for item in work]
+                submitted = Submitted(job=jobs[0].job_id.partition("_")[0], array=len(jobs) > 1)
+                break
+            except Exception as error:
+                said = _said(error)
+                if not any(sign in said for sign in UNREACHABLE):
+                    raise refused(said, batch) from error
+                found = named(queue, batch.name)  # once a controller answers
+                if found is None and turn + 1 == TURNS:
+                    next_step = "repeat the command"
+                    raise Unreachable(f"SLURM's controller does not answer: {said}", "", next_step) from error
+                if found is not None:
+                    submitted = found
+                    break
     Batches(place).write_submitted(batch.name, submitted)
     return submitted
 
@@ -177,18 +183,24 @@ def _said(error: BaseException) -> str:
 REFUSALS = (
     ("partition", "Invalid partition|invalid partition", "--partition NAME: sinfo lists them"),
     (
+        "submit",
+        "MaxSubmitJob|MaxJobCount|AssocMaxJobs|QOSMaxJobs",
+        "fewer cells a command: the rest when these are done",
+    ),
+    (
+        "policy",
+        "accounting/QOS policy",
+        "`sacctmgr show qos` and `sacctmgr show associations` list what you may ask for",
+    ),
+    (
         "account",
         "Invalid account|InvalidAccount",
         "--account NAME: `sacctmgr show associations user=$USER` lists yours",
     ),
+    ("memory", "Memory specification", "a smaller cluster.mem"),
     ("limit", "time limit|TimeLimit", "--time, at most the partition's limit (sinfo)"),
     ("node", "node configuration is not available|more processors|Node count", "fewer --gpus, --nodes or cluster.cpus"),
     ("qos", "[Qq][Oo][Ss]", "slurm.qos=NAME, or fewer jobs at a time with --parallel"),
-    (
-        "submit",
-        "MaxSubmitJobLimit|AssocMax|MaxJobCount|submit limit",
-        "fewer cells a command: the rest when these are done",
-    ),
 )
 
 

@@ -43,6 +43,13 @@ class Task:
         return self.stage, len(self.needs), self.kind, self.size
 
 
+def parse(name: str) -> Task:
+    """The task of that name, without what it needs and what it is called for people."""
+    kind, _, key = name.partition(" ")
+    stage, _, share = kind.partition("-")
+    return Task(stage, key, float(share) if share else None)
+
+
 def graph(study: Study, todo: Collection[Job]) -> list[Task]:
     """Every task of the study but the tables, each after what it needs.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from harness.display import Plain
 from harness.distributed import joined, ranks
 from harness.errors import HarnessError, told
 from harness.evaluate_run import evaluate_references, evaluate_run
-from harness.launch.folders import Attempts, Batch, Batches, End, Superseded, now
-from harness.launch.tasks import Task, graph
+from harness.launch.folders import Attempts, Batch, Batches, End, Guard, Superseded, now
+from harness.launch.tasks import Task, graph, parse
 from harness.launch.truth import Truth
 from harness.pretrain_run import pretrain_run
 from harness.records import ENDED, RunRecord
@@ -71,28 +70,28 @@ def work(item: Work, stopper: Stopper) -> str:
     batch = Batches(place).read(item.batch)
     if batch is None:
         raise HarnessError(f"no batch {item.batch} in {place.path}", "the study's folder, shared with this node")
-    study = build(batch.request)
-    data_dir = None if batch.data_dir is None else Path(batch.data_dir)
-    if batch.tasks[item.index] == "tables":
+    name = batch.tasks[item.index]
+    if name == "tables":
         from harness.launch.command import close
 
         close(place, batch)
         return "done"
-    todo = jobs(study, data_dir)
-    task = _task(batch, item.index, study, todo)
-    attempts = Attempts(place, task)
-    claim = attempts.of(item.attempt)
+    attempts = Attempts(place, parse(name))
+    claim, before = attempts.of(item.attempt), attempts.end(item.attempt)
     if claim is None or (claim.batch, claim.index) != (item.batch, item.index):
-        print(f"{task.name}: another command's job has this attempt", flush=True)
+        print(f"{name}: another command's job has this attempt", flush=True)
+        return "done"
+    if before is not None and before.kind == "cancelled":
+        print(f"{name}: this attempt was cancelled", flush=True)
         return "done"
     try:
         # One lease for all processes of the job: the first one holds it, as it alone writes.
-        guard = attempts.take(item.attempt) if ranks().first else lambda: None
-        _do(task, Truth(study, place, todo, data_dir), stopper, guard)
+        guard = attempts.take(item.attempt, batch.at) if ranks().first else Guard()
+        _do(batch, name, place, stopper, guard)
         guard()
         end = End(state="done", at=now())
     except Superseded:
-        print(f"{task.name}: a later job has this task; this one stops and writes nothing", flush=True)
+        print(f"{name}: a later job has this task; this one stops and writes nothing", flush=True)
         return "done"
     except NotYet as error:
         end = End(state="stopped", kind="dependency", message=str(error), at=now())
@@ -106,8 +105,7 @@ def work(item: Work, stopper: Stopper) -> str:
     return end.state
 
 
-def _task(batch: Batch, index: int, study: Study, todo: list[Job]) -> Task:
-    name = batch.tasks[index]
+def _task(batch: Batch, name: str, study: Study, todo: list[Job]) -> Task:
     tasks = {task.name: task for task in graph(study, todo)}
     if name not in tasks:
         raise HarnessError(
@@ -118,11 +116,15 @@ def _task(batch: Batch, index: int, study: Study, todo: list[Job]) -> Task:
     return tasks[name]
 
 
-def _do(task: Task, truth: Truth, stopper: Stopper, guard: Callable[[], None]) -> None:
+def _do(batch: Batch, name: str, place: store.Study, stopper: Stopper, guard: Guard) -> None:
     """The work itself; returns when the store has all of it, or raises."""
+    study = build(batch.request)
+    data_dir = None if batch.data_dir is None else Path(batch.data_dir)
+    todo = jobs(study, data_dir)
+    task, truth = _task(batch, name, study, todo), Truth(study, place, todo, data_dir)
     if truth.complete(task):
         return
-    place, display = truth.place, Plain()
+    display = Plain()
     if task.stage == "references":
         data = next(job.data for job in truth.todo if job.cell.dataset == task.key)
         evaluate_references(data, truth.study, place, display, truth.data_dir, guard=guard)
@@ -130,7 +132,9 @@ def _do(task: Task, truth: Truth, stopper: Stopper, guard: Callable[[], None]) -
     job, record = truth.job(task.key), truth.record(task.key)
     if task.stage == "pretrain":
         with joined() as group:
-            pretrain_run(job, place.run(job.key), record, display, stopper, guard, group)
+            pretrain_run(job, place.run(job.key), record, display, stopper, guard, group, guard.waited_s)
+        if ranks().first:
+            place.run(job.key).error.unlink(missing_ok=True)  # of an earlier attempt
         return
     if job.source is not None:
         record = adopted(job, truth)

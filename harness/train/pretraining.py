@@ -62,6 +62,7 @@ class Pretraining:
     should_stop: Callable[[], bool] = lambda: False
     guard: Callable[[], None] = lambda: None  # before anything is written; raises where another job has the run
     track: Callable[[dict[str, Any]], None] | None = None  # told every line of the log
+    waited_s: float = 0.0  # in queues, over all attempts
     ledger: Ledger = field(default_factory=Ledger)
     energy: EnergyMeter = field(default_factory=EnergyMeter)  # of the charged accounts
 
@@ -93,6 +94,7 @@ class Pretraining:
         """From wherever it stands to the end of the budget. Raises Interrupted, Diverged or HarnessError."""
         self.method.to(self.device)
         self._resume()
+        self.ledger.seconds["wait"] = max(self.waited_s, self.ledger.seconds["wait"])
         preparation = self.method.preparation()
         if preparation is not None and not self._resumed_in("train"):
             preparation.objective.requires_grad_(True)
@@ -407,4 +409,6 @@ class Pretraining:
 
     def _book_lost(self, seen: dict[str, float]) -> None:
         """Whatever the log saw and the checkpoint does not know is done again: not charged, and shown."""
-        self.ledger.add("lost", max(0.0, sum(seen.values()) - sum(self.ledger.snapshot().values())))
+        known = self.ledger.snapshot()
+        worked_s = sum(seen.values()) - seen.get("wait", 0.0)
+        self.ledger.add("lost", max(0.0, worked_s - (sum(known.values()) - known["wait"])))

@@ -1,0 +1,117 @@
+"""The commands around a launched study, with an executor that only takes down what it is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness import store
+from harness.errors import HarnessError
+from harness.launch import command
+from harness.launch.command import Asked
+from harness.launch.folders import Attempts
+from harness.launch.options import Launch
+from harness.launch.standing import OVER, Seen
+from harness.study import build
+from tests.harness.launched import Fake
+
+STUDY = build({"methods": "mae,ddae", "budget": "6step", "evals": "knn", "name": "s", "train": {"snapshots": []}})
+SLURM = Asked(Launch(cluster="slurm"), detach=True)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Fake:
+    """What every command of this test is given for its executor."""
+    made = Fake(store.Study(tmp_path / "s"))
+    monkeypatch.setattr(command, "_executor", lambda *_: (made, 0))
+    monkeypatch.setattr(command, "_looker", lambda *_: (made, 0))
+    return made
+
+
+@pytest.fixture
+def place(fake, tmp_path) -> store.Study:
+    """A study that was submitted and left."""
+    assert command.launch_study(STUDY, tmp_path, SLURM) is None
+    return fake.place
+
+
+def states(place: store.Study) -> dict[str, str]:
+    return {f"{s.task.kind} {s.task.key[:4]}": s.state for s in command.standing(place)[1].values()}
+
+
+def test_a_detached_study_is_submitted_and_known_by_its_folder_alone(place, fake):
+    assert [stage for _, _, stage, _ in fake.submitted] == ["pretrain", "references", "evaluate", "evaluate", "tables"]
+    assert all(batch.request == STUDY.asked() for batch, *_ in fake.submitted)
+    (code,) = {batch.code for batch, *_ in fake.submitted}
+    assert code.startswith(str(place.path / "code"))
+    assert set(states(place).values()) == {"queued"}
+    assert command.read_launch(place) == replace(SLURM, detach=False)
+
+
+def test_resume_submits_what_was_lost_from_inside_the_folder_too(place, fake, monkeypatch):
+    batch = fake.submitted[0][0]
+    fake.seen[batch.name, 0] = Seen(False, word="NODE_FAIL", kind="node")
+    monkeypatch.chdir(place.path)
+    assert command.resume(store.Study(place.path.__class__(".")), detach=True) is None
+    assert [stage for _, _, stage, _ in fake.submitted[5:]] == ["pretrain", "tables"]
+    assert sorted(path.name for path in place.path.parent.iterdir()) == ["s"], "and makes no study of another name"
+
+
+def test_cancel_ends_everything_and_nothing_is_submitted_until_resume(place, fake):
+    lines = command.cancel(place, [])
+    assert len(lines) == 7 and len(fake.cancelled) == 7
+    for key, seen in fake.seen.items():
+        fake.seen[key] = replace(seen, alive=False, kind="cancelled")
+    command.close(place, fake.submitted[-1][0])
+    assert len(fake.submitted) == 5, "also not by the job that closes the round"
+    assert set(states(place).values()) == {"cancelled"}
+    command.resume(place, detach=True)
+    assert set(states(place).values()) == {"queued"}
+
+
+def test_what_is_in_no_queue_yet_is_cancelled_as_well(place, fake):
+    mae = next(task for task in command.standing(place)[0].tasks if task.kind == "evaluate-1.0000")
+    claim = Attempts(place, mae).last()
+    fake.seen[claim.batch, claim.index] = Seen(False, word="lost", kind="node")
+    assert list(states(place).values()).count("waiting") == 1
+    command.cancel(place, ["mae"])
+    assert Attempts(place, mae).last().batch == command.NO_BATCH not in [claim.batch for claim in fake.cancelled]
+    for seen_by in fake.cancelled:
+        fake.seen[seen_by.batch, seen_by.index] = Seen(False, kind="cancelled")
+    standings = command.standing(place)[1].values()
+    assert {s.state for s in standings if s.task.key.startswith("mae")} <= {*OVER}
+    assert {s.state for s in standings if s.task.key.startswith("ddae")} == {"queued"}
+    with pytest.raises(HarnessError, match="unknown cell 'nae'"):
+        command.cancel(place, ["nae"])
+
+
+def test_the_closing_job_makes_the_tables_when_nothing_is_left(place, fake, monkeypatch, capsys):
+    monkeypatch.setattr(command.Truth, "complete", lambda self, task: True)
+    for task in command.standing(place)[0].tasks:
+        Attempts(place, task).ended(1, command.End(state="done"))
+    command.close(place, fake.submitted[-1][0])
+    said = capsys.readouterr().out
+    assert "7 of 7 tasks done" in said and "tables.csv" in said
+    assert (place.path / "tables" / "tables.csv").exists() and len(fake.submitted) == 5
+
+
+def test_workers_of_this_machine_cannot_be_left(tmp_path):
+    with pytest.raises(HarnessError, match="--detach with --cluster local"):
+        command.launch_study(STUDY, tmp_path, Asked(Launch(cluster="local"), detach=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"launch": {}}'])
+def test_a_launch_that_is_not_ours_is_told(tmp_path, content):
+    (tmp_path / command.LAUNCH).write_text(content)
+    with pytest.raises(HarnessError, match="does not fit") as told:
+        command.read_launch(store.Study(tmp_path))
+    assert "repeat the `run`" in told.value.next_step
+
+
+def test_a_study_without_jobs_is_told_apart(tmp_path, harness):
+    (tmp_path / "study.json").write_text('{"request": {}, "keys": []}')
+    for words in (["resume"], ["cancel"], ["logs"]):
+        status, _, said = harness(*words, tmp_path, *(["mae"] if words == ["logs"] else []))
+        assert status == 2 and ("has no jobs" in said or "no methods" in said), words

@@ -1,0 +1,225 @@
+"""What SLURM is taken to say of a claim's job, and what it is told; the queue is a table, or shell scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from harness import store
+from harness.errors import HarnessError
+from harness.files import write_atomic
+from harness.launch import queue as queues
+from harness.launch import submit
+from harness.launch.folders import Batches, Claim, Submitted
+from harness.launch.options import Launch
+from harness.launch.queue import Account, InQueue, Queue, Unreachable
+from harness.launch.slurm import Slurm
+from tests.harness.launched import EVALUATE, PRETRAIN, batch, called, programs
+
+
+@dataclass
+class Table(Queue):
+    """A queue that is told what it says."""
+
+    rows: list[InQueue] = field(default_factory=list)
+    accounted: dict[str, Account] | None = field(default_factory=dict)
+    asked: int = 0
+
+    def jobs(self, patience_s: float | None = None) -> dict[str, InQueue]:
+        return {row.id: row for row in self.rows}
+
+    def accounts(self, ids) -> dict[str, Account] | None:
+        self.asked += 1
+        return self.accounted
+
+
+@pytest.fixture
+def place(tmp_path) -> store.Study:
+    return store.Study(tmp_path / "s")
+
+
+@pytest.fixture
+def slurm(place) -> Slurm:
+    batches = Batches(place)
+    batches.write(batch("b", PRETRAIN, EVALUATE))
+    batches.write_submitted("b", Submitted(job="17", array=True))
+    return Slurm(place, Launch(), 0, 3600, Table(), every_s=0)
+
+
+def row(id: str, state: str, reason: str = "None", name: str = "harness-b", nodes: str = "n1") -> InQueue:
+    return InQueue(id, state, reason, nodes, name)
+
+
+def seen(slurm: Slurm, index: int = 0, of: str = "b"):
+    return slurm.look({of})(Claim(attempt=1, batch=of, index=index))
+
+
+def test_alive_is_what_the_queue_says_whatever_the_accounting_does(slurm):
+    slurm.queue.accounted = {"17_0": Account("NODE_FAIL", "0:0", "harness-b")}
+    slurm.queue.rows = [row("17_0", "PENDING", "BeginTime"), row("17_1", "RUNNING")]
+    found = seen(slurm)
+    assert found.alive and not found.running and found.word == "pending (BeginTime)"
+    assert seen(slurm, 1).running and seen(slurm, 1).where == "n1"
+    assert slurm.queue.asked == 0, "and it is not even asked"
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "kind"),
+    [
+        ("NODE_FAIL", "0:0", "node"), ("PREEMPTED", "0:0", "preempted"), ("TIMEOUT", "0:0", "time limit"),
+        ("CANCELLED", "0:0", "cancelled"), ("OUT_OF_MEMORY", "0:125", "memory"), ("FAILED", "12:0", "signal"),
+        ("FAILED", "0:12", "signal"), ("FAILED", "1:0", "killed"), ("COMPLETED", "0:0", "killed"),
+    ],
+)  # fmt: skip
+def test_how_a_job_ended_is_sorted_by_kind(slurm, state, code, kind):
+    slurm.queue.accounted = {"17_0": Account(state, code, "harness-b")}
+    assert (seen(slurm).alive, seen(slurm).kind) == (False, kind)
+    slurm.queue.rows = [row("17_0", "FAILED" if state == "OUT_OF_MEMORY" else state)]
+    assert seen(slurm).kind == kind, "and also while the queue still shows it"
+
+
+def test_without_accounting_the_queue_alone_says_it(slurm):
+    slurm.queue.accounted = None
+    slurm.queue.rows = [row("17_0", "FAILED", "NonZeroExitCode"), row("17_1", "CANCELLED")]
+    assert (seen(slurm).kind, seen(slurm, 1).kind) == ("killed", "cancelled")
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "REQUEUED", ""])
+def test_what_only_the_accounting_takes_for_alive_is_unknown(slurm, state):
+    slurm.queue.accounted = {"17_0": Account(state, "0:0", "harness-b")} if state else {}
+    assert seen(slurm) is None
+
+
+def test_a_number_that_was_given_to_another_job_is_not_ours(slurm):
+    slurm.queue.rows = [row("17_0", "RUNNING", name="harness-other"), row("17_1", "FAILED", name="somebody")]
+    slurm.queue.accounted = {"17_0": Account("RUNNING", "0:0", "harness-other")}
+    assert seen(slurm) is None and seen(slurm, 1) is None
+    slurm.queue.rows = []
+    slurm.queue.accounted = {"17_0": Account("FAILED", "1:0", "harness-other")}
+    assert seen(slurm) is None, "nor is its end"
+
+
+def test_memory_is_known_by_the_log_where_no_cgroup_says_it(slurm, place):
+    slurm.queue.rows = [row("17_0", "FAILED")]
+    write_atomic(Batches(place).path("b") / "17_0" / "0_log.err", "error: Step exceeded memory limit, being killed\n")
+    assert seen(slurm).kind == "memory"
+
+
+def test_a_batch_whose_id_nobody_wrote_down_is_known_by_its_name(slurm, place):
+    Batches(place).write(batch("c", PRETRAIN))
+    assert seen(slurm, of="c") is None
+    slurm.queue.rows = [row("23", "RUNNING", name="harness-c")]
+    assert seen(slurm, of="c").running
+    assert Batches(place).submitted("c") == Submitted(job="23", array=False)
+    Batches(place).write(batch("d", PRETRAIN, EVALUATE))
+    slurm.queue.rows = [row("24_1", "RUNNING", name="harness-d")]
+    assert seen(slurm, 1, of="d").running and Batches(place).submitted("d").array
+
+
+def test_the_accounting_is_asked_once_a_look_and_the_queue_no_oftener_than_it_may(slurm, monkeypatch):
+    seen_by = slurm.look({"b"})
+    for index in range(5):
+        seen_by(Claim(attempt=1, batch="b", index=index))
+    assert slurm.queue.asked == 1
+    slurm.every_s, looks = 3600, []
+    monkeypatch.setattr(slurm.queue, "jobs", lambda: looks.append(1) or {})
+    for _ in range(5):
+        seen(slurm)
+    assert not looks and slurm.queue.asked == 1
+
+
+def test_what_comes_after_what(slurm, place):
+    Batches(place).write_submitted("one", Submitted(job="18", array=False))
+    slurm.look({"b", "one", "unknown"})
+    assert str(slurm.after("evaluate", ["b"], matching=True)) == "aftercorr:17"
+    assert str(slurm.after("evaluate", ["one"], matching=True)) == "afterok:18"
+    assert str(slurm.after("tables", ["b", "one", "unknown"], matching=False)) == "afterany:17:18"
+    assert slurm.after("evaluate", ["unknown"], matching=True) is None
+
+
+# -- submission, through submitit, to shell scripts --------------------------------------------------------------------
+
+GONE = "Unable to contact slurm controller (connect failure)"
+AWAY = f"echo 'sbatch: error: Batch job submission failed: {GONE}' >&2; exit 1"
+
+
+@pytest.fixture
+def given(place, tmp_path, monkeypatch):
+    """Submit a batch of two to these programs; how often sbatch was called, and what was written down."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(queues.time, "sleep", lambda s: None)
+
+    def give(sbatch: str, squeue: str = "exit 0"):
+        folder = programs(tmp_path / "bin", monkeypatch, sbatch=sbatch, squeue=squeue, srun="exit 0")
+        executor = Slurm(place, Launch(), 0, 3600, Queue(patience_s=0))
+        error = None
+        try:
+            executor.submit(batch("new", PRETRAIN, EVALUATE), [1, 1], "pretrain")
+        except HarnessError as told:
+            error = told
+        return error, len(called(folder, "sbatch")), Batches(place).submitted("new")
+
+    return give
+
+
+def test_a_batch_is_one_array_whose_id_is_written_down(given):
+    assert given("echo 'Submitted batch job 4711'") == (None, 1, Submitted(job="4711", array=True))
+
+
+def test_a_submission_that_worked_although_the_controller_went_away_is_not_made_twice(given):
+    error, calls, submitted = given(
+        AWAY, "echo '88_1|PENDING|None||harness-new'; echo '88_0|PENDING|None||harness-new'"
+    )
+    assert (error, calls, submitted) == (None, 1, Submitted(job="88", array=True))
+
+
+def test_one_that_did_not_is_made_again_when_it_is_back(given, tmp_path):
+    calls = tmp_path / "bin" / "sbatch.calls"
+    sbatch = f"if [ $(wc -l < {calls}) -lt 2 ]; then {AWAY}; fi\necho 'Submitted batch job 4712'"
+    assert given(sbatch) == (None, 2, Submitted(job="4712", array=True))
+
+
+def test_an_outage_without_end_is_told_as_one(given):
+    error, _, submitted = given(AWAY, "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert isinstance(error, Unreachable) and submitted is None
+
+
+@pytest.mark.parametrize(
+    ("said", "next_step"),
+    [
+        ("invalid partition specified: nosuch", "--partition NAME"),
+        ("Batch job submission failed: Invalid account or account/partition combination specified", "--account"),
+        ("Batch job submission failed: Requested node configuration is not available", "--gpus"),
+        ("Memory specification can not be satisfied\nRequested node configuration is not available", "cluster.mem"),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", "--time"),
+        ("Batch job submission failed: Invalid qos specification", "slurm.qos"),
+        (
+            "QOSMaxSubmitJobPerUserLimit\nBatch job submission failed: Job violates accounting/QOS policy "
+            "(job submit limit, user's size and/or time limits)",
+            "fewer cells",
+        ),
+        ("something new", "--dry-run"),
+    ],
+)
+def test_a_refusal_says_what_to_change(given, said, next_step):
+    lines = "\n".join(f'echo "sbatch: error: {line}" >&2' for line in said.splitlines())
+    error, calls, submitted = given(f"{lines}\nexit 1")
+    assert "sbatch refused" in str(error) and said.splitlines()[0] in str(error)
+    assert next_step in error.next_step and calls == 1 and submitted is None
+
+
+def test_the_script_says_what_was_asked_for(place):
+    launch = Launch(nodes=2, mem="8G", partition="p", account="a", slurm={"qos": "low", "nice": 5}, parallel=1)
+    after = submit.After("aftercorr", ("17",))
+    shape = submit.Shape.of("pretrain", launch, 4)
+    made = submit.executor(Batches(place).path("b"), batch("b", PRETRAIN, EVALUATE), shape, launch, 90, after)
+    text = submit.script(made, 2)
+    for line in (
+        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--mem=8G", "--partition=p", "--account=a",
+        "--qos=low", "--nice=5", "--array=0-1%1", "--dependency=aftercorr:17", "--kill-on-invalid-dep=yes",
+        "--requeue", "--time=2", "--job-name=harness-b", "--signal=USR2@120",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text, line
+    assert "wckey" not in text and "PYTHONPATH=/nowhere" in text and "--ignore-signal=USR2" in text
+    assert submit.Shape.of("evaluate", launch, 4) == submit.Shape(1) and submit.Shape.of("tables", launch, 4).gpus == 0

@@ -1,0 +1,191 @@
+"""What a job does with its element of a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness import store
+from harness.display import Plain
+from harness.errors import HarnessError
+from harness.launch import worker
+from harness.launch.folders import Attempts, Batches, Claim, End, Superseded
+from harness.launch.tasks import graph
+from harness.launch.worker import Work, work
+from harness.pretrain_run import pretrain_run
+from harness.records import RunRecord
+from harness.resolve import jobs
+from harness.signals import Stopper
+from harness.study import build
+from harness.train.pretraining import Interrupted
+from tests.harness.launched import batch
+from tests.toys import Toy
+
+ASKED = {"methods": "mae", "budget": "4step", "evals": "knn", "train": {"batch_size": 8, "snapshots": []}}
+LONG_AGO = "2020-01-01T00:00:00+00:00"
+
+
+class World:
+    def __init__(self, path) -> None:
+        self.place, self.study = store.Study(path), build(ASKED)
+        (self.job,) = jobs(self.study)
+        self.tasks = {task.stage: task for task in reversed(graph(self.study, [self.job]))}
+        self.record = self.place.run(self.job.key).record
+
+    def claim(self, stage: str = "pretrain", number: int = 1, of: str = "b", **changes: object) -> Work:
+        """The work of an attempt; its claim is that of the batch `of`."""
+        task = self.tasks[stage]
+        Batches(self.place).write(batch("b", task, request=self.study.asked(), **changes))
+        Attempts(self.place, task).claim(Claim(attempt=number, batch=of, index=0))
+        return Work(str(self.place.path), "b", 0, number)
+
+    def end(self, stage: str = "pretrain", number: int = 1) -> End | None:
+        return Attempts(self.place, self.tasks[stage]).end(number)
+
+    def files(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in self.place.path.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path / "s")
+
+
+@pytest.fixture
+def trains(monkeypatch):
+    """Pre-training replaced by what the test does instead; it is given the guard and the time waited."""
+
+    def replace(instead) -> None:
+        monkeypatch.setattr(
+            worker,
+            "pretrain_run",
+            lambda job, folder, before, display, stopper, guard, ranks, waited_s: instead(guard, waited_s),
+        )
+
+    return replace
+
+
+def test_an_element_whose_claim_is_anothers_does_nothing(world, trains, capsys):
+    trains(lambda *_: pytest.fail("it worked"))
+    item = world.claim(of="another-batch")
+    before = world.files()
+    assert work(item, Stopper()) == "done"
+    assert world.files() == before
+    assert "another command's job has this attempt" in capsys.readouterr().out
+
+
+def test_an_attempt_that_was_cancelled_before_it_began_does_nothing(world, trains):
+    trains(lambda *_: pytest.fail("it worked"))
+    item = world.claim()
+    Attempts(world.place, world.tasks["pretrain"]).ended(1, End(state="stopped", kind="cancelled"))
+    before = world.files()
+    assert work(item, Stopper()) == "done"
+    assert world.files() == before
+
+
+def test_what_needs_a_run_that_is_not_there_stops_at_no_cost(world):
+    assert work(world.claim("evaluate"), Stopper()) == "stopped"
+    end = world.end("evaluate")
+    assert (end.state, end.kind) == ("stopped", "dependency") and "not pre-trained" in end.message
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "kind"),
+    [
+        (RuntimeError("no luck"), "failed", "error"),
+        (HarnessError("the data are gone", "data", "bring them back"), "failed", "error"),
+        (Interrupted(), "stopped", "signal"),
+        (KeyboardInterrupt(), "stopped", "signal"),
+    ],
+)
+def test_every_way_out_is_written_down(world, trains, error, state, kind):
+    def fail(*_):
+        raise error
+
+    trains(fail)
+    assert work(world.claim(), Stopper()) == state
+    end = world.end()
+    assert (end.state, end.kind) == (state, kind)
+    assert kind == "signal" or str(error).splitlines()[0] in end.message
+
+
+def test_also_that_the_study_is_another_one_here(world, trains):
+    item = world.claim(tasks=["pretrain mae-of-other-settings"])
+    task = world.tasks["pretrain"].__class__("pretrain", "mae-of-other-settings")
+    Attempts(world.place, task).claim(Claim(attempt=1, batch="b", index=0))
+    assert work(item, Stopper()) == "failed"
+    assert "not one of its study here" in Attempts(world.place, task).end(1).message
+
+
+def test_a_job_that_was_superseded_writes_nothing_more(world, trains, capsys):
+    kept = {}
+
+    def train(guard, waited_s):
+        guard()
+        Attempts(world.place, world.tasks["pretrain"]).take(2)  # the one that took its place
+        kept.update(world.files())
+        guard()
+
+    trains(train)
+    assert work(world.claim(), Stopper()) == "done"
+    assert world.files() == kept and world.end() is None
+    assert "this one stops and writes nothing" in capsys.readouterr().out
+
+
+def test_a_job_that_is_superseded_while_it_trains_leaves_the_record_to_the_other(world):
+    folder, calls, kept = world.place.run(world.job.key), [], {}
+
+    def guard():
+        calls.append(1)
+        if len(calls) > 4:
+            kept.update(world.files())
+            raise Superseded
+
+    with pytest.raises(Superseded):
+        pretrain_run(world.job, folder, None, Plain(), Stopper(), guard)
+    assert world.files() == kept
+    assert store.read_as(RunRecord, folder.record).state == "running"
+
+
+def test_the_work_is_done_once_and_the_time_in_the_queue_stands_in_the_ledger(world):
+    assert work(world.claim(at=LONG_AGO), Stopper()) == "done"
+    assert world.end().state == "done"
+    record = store.read_as(RunRecord, world.record)
+    assert record.state == "finished" and record.ledger["wait"] > 5 * 365 * 86400
+    assert record.ledger["lost"] == 0 and record.spend.wall_s < 1000, "and is charged to nobody"
+    before = world.record.read_bytes()
+    assert work(world.claim(number=2, at=LONG_AGO), Stopper()) == "done"
+    assert world.record.read_bytes() == before and world.end(number=2).state == "done"
+
+
+def test_only_the_first_of_several_processes_takes_the_task(world, trains, monkeypatch):
+    class Second:
+        first = False
+
+    guards = []
+    trains(lambda guard, waited_s: (guard(), guards.append(guard)))
+    first = Attempts(world.place, world.tasks["pretrain"]).take(1)
+    monkeypatch.setattr(worker, "ranks", Second)
+    assert work(world.claim(), Stopper()) == "done"
+    assert world.end() is None, "nor writes how it ended"
+    first()
+    assert guards[0].path is None
+
+
+def test_time_in_the_queue_is_not_taken_for_work_that_was_lost(toy_run):
+    """Killed after its log saw a wait that no checkpoint knows, the run books that wait once, as wait."""
+    first = toy_run("40step", log_s=1e-9, checkpoint_s=1e9, should_stop=lambda: first.step == 20)
+    first.waited_s = 100.0
+    with pytest.raises(Interrupted):
+        first.run()
+    second = toy_run("40step", log_s=1e-9, should_stop=lambda: second.step == 30)
+    second.waited_s = 150.0
+    second._save = lambda: None  # killed before it saved anything
+    with pytest.raises(Interrupted):
+        second.run()
+    third = toy_run("40step")
+    third.waited_s = 175.0
+    third.run()
+    seconds = third.ledger.snapshot()
+    assert seconds["wait"] == 175.0 and seconds["lost"] < 50.0
+    assert isinstance(third.method, Toy) and int(third.method.calls) and torch.isfinite(third.method.mean).all()
