@@ -42,6 +42,7 @@ from harness.train.track import Tracking
 
 FULL = (0.0, 1.0)
 STAGING = ".pictures"  # below the records, until their eval has come to its end
+NOTHING = ".nothing"  # in place of a record: the eval has nothing to say of these weights, and is not asked again
 LOOKS = "looks.jsonl"  # at the test part, beside the records; of evals that have not come to their end
 
 
@@ -142,15 +143,21 @@ def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool
 def _is_done(
     path: Path, name: str, config: Any, data: Dataset, snapshot: str | None = None, data_dir: Path | None = None
 ) -> bool:
-    """Whether a record of the same weights, data, settings and protocol is there."""
+    """Whether a record of the same weights, data, settings and protocol is there, or word that none is to be made."""
     if not path.exists():
-        return False
+        nothing = path.with_suffix(NOTHING)
+        return nothing.exists() and nothing.read_text() == _digest(*_asked(name, config, data.revision, snapshot))
     found, plugin = store.read_as(EvalRecord, path), load_eval(name)
     same = (found.config, found.protocol, found.common, found.data_revision, found.snapshot)
-    if same != (plain(config), plugin.PROTOCOL, COMMON.version, data.revision, snapshot):
+    if same != _asked(name, config, data.revision, snapshot):
         return False
     own = getattr(plugin, "revisions", None)  # of data sets of its own
     return own is None or found.cheap or own(config, data_dir).items() >= found.others.items()
+
+
+def _asked(name: str, config: Any, revision: str, snapshot: str | None) -> tuple[Any, ...]:
+    """What a record has to agree with."""
+    return plain(config), load_eval(name).PROTOCOL, COMMON.version, revision, snapshot
 
 
 def _taken_over(
@@ -169,7 +176,7 @@ def _taken_over(
     """
     for key in peers(name, job, study_folder):
         there = study_folder.run(key).path / place.relative_to(study_folder.run(job.key).path) / f"{name}.json"
-        if fresh is not None and there not in fresh:
+        if not there.exists() or (fresh is not None and there not in fresh):
             continue
         if _is_done(there, name, config, job.data, snapshot, data_dir):
             take_over(there, job, place)
@@ -314,6 +321,9 @@ def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     before = store.read_as(EvalRecord, path) if path.exists() else None
     record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
+        about.guard()
+        asked = _asked(name, config, about.data.revision, about.subject.snapshot)
+        write_atomic(path.with_suffix(NOTHING), _digest(*asked))
         return
     about.guard()
     # Every look at the test split stays on record: of the eval that this one replaces, and of attempts that failed.

@@ -7,6 +7,7 @@ STUDY/runs/KEY/track/               what trackers write, where there are any
 STUDY/runs/KEY/checkpoints/         the last two, for resuming
 STUDY/runs/KEY/snapshots/           weights at fixed shares of the budget, for evals
 STUDY/runs/KEY/evals/SHARE/EVAL.json  and the pictures that eval made; SHARE-quick/ for the anytime curve
+STUDY/runs/KEY/evals/SHARE/EVAL.nothing  the eval has nothing to say of these weights
 STUDY/runs/KEY/evals/SHARE/earlier/EVAL-NUMBER/  what a later record replaced
 STUDY/references/DATASET/NAME/EVAL.json  rows that are no run: raw pixels, real images
 STUDY/tables/                       made from the records

@@ -42,6 +42,23 @@ def test_force_does_an_eval_again_and_keeps_the_old_record(tmp_path, study, harn
     assert len(list(Study(tmp_path / "tiny").evals())) == len(list(Study(study).evals()))  # tables see no old record
 
 
+def test_an_eval_with_nothing_to_say_is_not_asked_again(tmp_path, study, harness, monkeypatch):
+    from harness import evaluate_run
+
+    shutil.copytree(study, tmp_path / "tiny")
+    (record,) = (tmp_path / "tiny").glob("references/digits/raw-pixels-nano/knn.json")
+    record.unlink()
+    asked = []
+    monkeypatch.setattr(evaluate_run, "evaluate", lambda name, *_, **__: asked.append(name))
+    for _ in range(2):
+        assert harness("eval", tmp_path / "tiny", "--evals", "knn")[0] == 0
+    assert asked == ["knn"] and not record.exists()
+    assert (
+        harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=3")[0] == 0
+    )  # other settings are another question
+    assert len(asked) > 1
+
+
 def test_single_runs_can_be_evaluated(tmp_path, study, harness):
     shutil.copytree(study, tmp_path / "tiny")
     harness("run", *TINY, "--seeds", "2", "--name", "tiny", "--out", tmp_path)
