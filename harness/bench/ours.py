@@ -77,7 +77,7 @@ class Ours:
         """`run` with data, forward, backward and optimizer booked."""
         stage = self.stage
         with (
-            patched(stage, "next_batch", parts.wrap("data", stage.next_batch)),
+            patched(stage.batches, "at", parts.wrap("data", stage.batches.at)),
             patched(stage, "model", parts.wrap("forward", stage.model)),
             patched(stage.accelerator, "backward", parts.wrap("backward", stage.accelerator.backward)),
             patched(stage.optimizer, "step", parts.wrap("optimizer", stage.optimizer.step)),
