@@ -12,7 +12,7 @@ from harness.launch.folders import Batch, Batches, Claim, Submitted
 from harness.launch.options import Launch
 from harness.launch.queue import ALIVE, Account, InQueue, Queue
 from harness.launch.standing import Seen
-from harness.launch.truth import log_tail
+from harness.launch.truth import log_tail, logs
 
 ENDINGS = {  # SLURM's words for how a job ended, in ours
     "NODE_FAIL": "node",
@@ -91,7 +91,10 @@ class Slurm:
             kind = "signal"
         if kind == "killed" and "memory limit" in log_tail(self.place, claim):
             kind = "memory"
-        return Seen(False, word=f"SLURM ended it: {state}{f', exit code {code}' if code else ''}", kind=kind)
+        word = f"SLURM ended it: {state}{f', exit code {code}' if code else ''}"
+        if kind == "killed" and not logs(self.place, claim):
+            word += f"; it left no log: is {self.place.path.resolve()} on a file system that the nodes share?"
+        return Seen(False, word=word, kind=kind)
 
     def _find(self, batch: str) -> None:
         """The job id of a batch: written down by who submitted it, or known to the queue by the batch's name."""
