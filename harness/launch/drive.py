@@ -20,7 +20,7 @@ from harness.launch.folders import Attempts, Batch, Batches, Claim, End, Submitt
 from harness.launch.queue import Unreachable
 from harness.launch.standing import OVER, SUBMITTING_S, UNSEEN, Executor, Look, Standing
 from harness.launch.tasks import ORDER, Task, graph
-from harness.launch.truth import Truth, progress
+from harness.launch.truth import Truth, log_tail, progress
 from harness.pretrain_run import opening
 from harness.shared import adopt
 
@@ -191,13 +191,21 @@ class Driver:
                 if source is not None:
                     adopt(job, self.place, source)
         bad = [s for s in standings.values() if s.state in ("failed", "cancelled")]
-        return [f"{s.task.stage} {s.task.label}: {_indented(s.why or s.state)}" for s in bad]
+        return [self._line(standing) for standing in bad]
+
+    def _line(self, standing: Standing) -> str:
+        said = f"{standing.task.stage} {standing.task.label}: {standing.why or standing.state}"
+        if standing.state == "failed":
+            said += f"\nsee python -m harness logs {self.place.path} {standing.task.key}"
+        return _indented(said)
 
     def _record_failure(self, standing: Standing) -> None:
         job, record = self.truth.job(standing.task.key), self.truth.record(standing.task.key)
         folder = self.place.run(job.key)
         first = (standing.why.splitlines() or ["failed"])[0]
-        write_atomic(folder.error, standing.why + "\n")
+        claim = Attempts(self.place, standing.task).last()
+        tail = "" if claim is None else log_tail(self.place, claim)
+        write_atomic(folder.error, f"{standing.why}\n" if tail in standing.why else f"{standing.why}\n\n{tail}\n")
         if record is None or record.state != "failed":
             update = {"state": "failed", "message": first, "attempts": standing.attempt}
             store.write(folder.record, (record or opening(job, None)).model_copy(update=update))

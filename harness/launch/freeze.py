@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -42,8 +43,17 @@ def freeze(folder: Path, plugins: Iterable[str] = ()) -> Path:
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         if not place.exists():  # else another command froze the same code meanwhile
-            raise explain(error, place) from error
+            raise explain(_first(error), place) from error
     return place
+
+
+def _first(error: OSError) -> OSError:
+    """Of the errors that copytree collects the first one, of which it keeps no more than the text."""
+    if not isinstance(error, shutil.Error):
+        return error
+    text = error.args[0][0][2]
+    found = re.search(r"\[Errno (\d+)\]", text)
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(text)
 
 
 def _sources(plugins: Iterable[str]) -> Iterable[tuple[str, list[Path]]]:

@@ -184,8 +184,12 @@ def test_two_drivers_at_once_submit_nothing_twice(world):
     for thread in threads:
         thread.join()
     w.driver.round()
+    waiting = {name for name, s in w.driver.look().items() if s.state == "waiting"}
     for task in w.driver.tasks:
         claims = Attempts(w.place, task).all()
+        if not claims:  # the runs' array was claimed by several: indices match no more, and it waits for the run
+            assert task.stage == "evaluate" and task.name in waiting, task.name
+            continue
         assert [claim.attempt for claim in claims] == [1], task.name
         (claim,) = claims
         mine = [
