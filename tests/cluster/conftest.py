@@ -8,12 +8,15 @@ however that ends (Ctrl-C, a kill).
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.cluster import CannotRun, Cluster, down, up
+from tests.cluster.studies import Toys, at_work, install
 
 LOG_LINES = 15
 
@@ -58,9 +61,53 @@ def slurm_no_accounting(_cluster_no_accounting: Cluster, monkeypatch: pytest.Mon
     yield from lent(_cluster_no_accounting, monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """A folder for the path in which the toy methods are installed."""
+    folder = tmp_path_factory.mktemp("site")
+    install(folder)
+    return folder
+
+
+@pytest.fixture
+def toys(slurm: Cluster, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toys]:
+    yield from _toys(slurm, site, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def toys_no_accounting(
+    slurm_no_accounting: Cluster, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Toys]:
+    yield from _toys(slurm_no_accounting, site, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def toys_on_a_small_disk(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toys]:
+    """With a cluster of their own, since nodes see the mounts that were there when they started."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)]
+    mounted = subprocess.run(words, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
+    try:
+        for cluster in started(tmp_path / "slurm", "--accounting", "none"):
+            for _ in lent(cluster, monkeypatch):
+                yield from _toys(cluster, site, disk, monkeypatch)
+    finally:
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["umount", disk], check=True)
+
+
+def _toys(cluster: Cluster, site: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toys]:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(site)
+    yield from at_work(cluster, folder, site, monkeypatch.setenv)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"slurm", "slurm_no_accounting"} & set(getattr(item, "fixturenames", ())):
+        if {"slurm", "slurm_no_accounting", "toys_on_a_small_disk"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
 
 
