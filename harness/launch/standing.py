@@ -89,9 +89,12 @@ class Look:
         return found
 
     def forgive(self) -> None:
-        """What failed or was cancelled before this command is tried anew: the user asks for it again."""
-        last = {task.name: self._last(task) for task in self.tasks}
-        self._forgiven |= {name: claim.attempt for name, claim in last.items() if claim is not None}
+        """What failed or was cancelled before this command is tried anew: the user asks for it again.
+
+        Not what is alive: it may still fail, or be cancelled.
+        """
+        over = [s for s in self().values() if s.attempt and (s.cancelled or s.state not in ("queued", "running"))]
+        self._forgiven |= {standing.task.name: standing.attempt for standing in over}
         if self._forgiven:  # jobs that look later, and commands, are to know it too
             Batches(self.place).forgive(self._forgiven)
 

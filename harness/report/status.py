@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 1 << 16
 WATCH_S = 3.0
+MANY = 20  # runs that have not begun: then they are counted
 COLOURS = {
     "finished": "green",
     "running": "cyan",
@@ -167,10 +169,17 @@ def _shown(study: Study) -> list[Any]:
     if command.read_launch(study) is None:
         return [grid(rows(study))]
     _, standings = command.standing(study)
-    jobs = by_run(standings)
-    absent = [s for s in standings.values() if s.task.key not in {run.key for run in study.runs()}]
-    waiting = [f"{s.task.label}: {s.why or s.state}" for s in absent if s.task.stage == "pretrain"]
-    return [grid(rows(study), jobs), *waiting, told_state(standings)]
+    found = rows(study)
+    begun = {status.key for status in found}
+    absent = [s for s in standings.values() if s.task.stage == "pretrain" and s.task.key not in begun]
+    return [grid(found, by_run(standings)), *_not_begun(absent), told_state(standings)]
+
+
+def _not_begun(absent: list[Standing]) -> list[str]:
+    """A line for each run without a record, or where they are many, for each reason."""
+    if len(absent) <= MANY:
+        return [f"{s.task.label}: {s.why or s.state}" for s in absent]
+    return [f"{n} runs: {why}" for why, n in Counter(s.why or s.state for s in absent).most_common()]
 
 
 def _said(status: Status) -> str:

@@ -224,6 +224,15 @@ def test_what_a_person_cancelled_is_not_tried_again_until_somebody_asks(world):
     assert world.looker()()[PRETRAIN.name].state == "missing", "jobs that look later know it, too"
 
 
+def test_what_a_person_cancels_after_a_second_command_came_stays_cancelled(world):
+    claim = attempt(world.place, PRETRAIN, 1)
+    world.sees(claim, RUNNING)
+    second = world.looker()
+    second.forgive()
+    world.sees(claim, Seen(False, word="CANCELLED by 0", kind="cancelled"))
+    assert second()[PRETRAIN.name].state == world.looker()()[PRETRAIN.name].state == "cancelled"
+
+
 def test_one_that_saved_itself_when_it_was_cancelled_is_cancelled(world):
     claim = attempt(world.place, PRETRAIN, 1, End(state="stopped", kind="signal"))
     world.sees(claim, Seen(False, word="CANCELLED by 0", kind="cancelled"))
