@@ -172,7 +172,8 @@ def _shown(study: Study) -> list[Any]:
     found = rows(study)
     begun = {status.key for status in found}
     absent = [s for s in standings.values() if s.task.stage == "pretrain" and s.task.key not in begun]
-    return [grid(found, by_run(standings)), *_not_begun(absent), told_state(standings)]
+    table = [grid(found, by_run(standings))] if found else []
+    return [*table, *_not_begun(absent), told_state(standings)]
 
 
 def _not_begun(absent: list[Standing]) -> list[str]:
