@@ -169,6 +169,10 @@ class Attempts:
         waited_s = (held.waited_s if held else 0.0) + self._waited_s(attempt, submitted_at, held)
         lease = Lease(token=uuid.uuid4().hex, attempt=attempt, waited_s=waited_s, at=now())
         write_atomic(path, lease.model_dump_json() + "\n")
+        end = self.end(attempt)
+        if end is not None and end.state == "stopped" and end.kind != "cancelled":
+            # Of an earlier turn of this job, which was requeued: how this turn ends is not known yet.
+            self._path(attempt, ".end").unlink(missing_ok=True)
         return Guard(path, lease.token, waited_s)
 
     def _waited_s(self, attempt: int, submitted_at: str, held: Lease | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import store
 from harness.errors import HarnessError
+from harness.files import explain
 from harness.launch.folders import Batch, Batches, Submitted
 from harness.launch.options import Launch
 from harness.launch.queue import UNREACHABLE, Queue, Unreachable
@@ -135,6 +137,8 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
                 submitted = Submitted(job=jobs[0].job_id.partition("_")[0], array=len(jobs) > 1)
                 break
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise explain(error, place.path / "jobs" / batch.name) from error
                 said = _said(error)
                 if not any(sign in said for sign in UNREACHABLE):
                     raise refused(said, batch) from error

@@ -168,8 +168,11 @@ def _shown(study: Study) -> list[Any]:
 
     if command.read_launch(study) is None:
         return [grid(rows(study))]
-    _, standings = command.standing(study)
     found = rows(study)
+    try:
+        _, standings = command.standing(study)
+    except HarnessError as error:  # the queue cannot be asked from here, or not now: the folder still knows this much
+        return [*([grid(found)] if found else []), f"of its jobs nothing is known here: {error}"]
     begun = {status.key for status in found}
     absent = [s for s in standings.values() if s.task.stage == "pretrain" and s.task.key not in begun]
     table = [grid(found, by_run(standings))] if found else []

@@ -324,7 +324,7 @@ class Pretraining:
         if self.ranks.first:
             try:
                 self.guard()
-            except Exception as error:
+            except BaseException as error:  # Superseded is no Exception
                 if self.ranks.world == 1:
                     raise
                 refused = error

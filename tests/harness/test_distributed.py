@@ -6,7 +6,9 @@ Jobs are of 2 and of 4 gloo processes; each serves many tests.
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +18,14 @@ from harness.config import parse_words
 from harness.display import Plain
 from harness.distributed import ALONE, Ranks, joined, stated
 from harness.errors import HarnessError
+from harness.launch.folders import Superseded
 from harness.pretrain_run import pretrain_run
 from harness.resolve import jobs as resolved
 from harness.rng import Rng, Share
 from harness.signals import Stopper
 from harness.store import RunFolder
 from harness.study import build
+from harness.train.pretraining import Pretraining
 from tests.harness import ranked
 from tests.harness.ranked import CASES, STEPS, run_job
 
@@ -207,3 +211,21 @@ def test_a_single_process_of_a_job_joins_no_group(monkeypatch: pytest.MonkeyPatc
         toy_run("2step").run()
         assert not torch.distributed.is_initialized()
     assert os.environ["LOCAL_RANK"] == "0"
+
+
+def test_where_the_first_process_is_superseded_all_are() -> None:
+    told: list[Any] = []  # what went to the others, who unpickle it
+
+    def tell(thing: Any) -> Any:
+        told.append(pickle.dumps(thing))
+        return thing
+
+    def superseded() -> None:
+        raise Superseded
+
+    first = SimpleNamespace(guard=superseded, ranks=SimpleNamespace(first=True, world=2, told=tell))
+    with pytest.raises(Superseded):
+        Pretraining._guarded(first)
+    other = SimpleNamespace(ranks=SimpleNamespace(first=False, world=2, told=lambda _: pickle.loads(told[0])))
+    with pytest.raises(Superseded):
+        Pretraining._guarded(other)

@@ -115,3 +115,12 @@ def test_a_study_without_jobs_is_told_apart(tmp_path, harness):
     for words in (["resume"], ["cancel"], ["logs"]):
         status, _, said = harness(*words, tmp_path, *(["mae"] if words == ["logs"] else []))
         assert status == 2 and ("has no jobs" in said or "no methods" in said), words
+
+
+def test_status_where_the_queue_cannot_be_asked_shows_the_folder_and_says_so(place, harness, monkeypatch):
+    def unreachable(*_):
+        raise HarnessError("no squeue on this machine")
+
+    monkeypatch.setattr(command, "_looker", unreachable)
+    status, printed, _ = harness("status", place.path)
+    assert status == 0 and "of its jobs nothing is known here: no squeue on this machine" in printed

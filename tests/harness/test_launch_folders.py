@@ -140,6 +140,14 @@ def test_time_in_the_queue_is_summed_over_attempts_and_never_negative(attempts):
     assert attempts.take(2, ago(-500)).waited_s == pytest.approx(130, abs=5), "a clock that is ahead"
 
 
+@pytest.mark.parametrize(("kind", "stays"), [("signal", False), ("cancelled", True)])
+def test_a_job_that_begins_its_next_turn_has_not_ended_unless_a_person_cancelled_it(attempts, kind, stays):
+    attempts.take(1)
+    attempts.ended(1, End(state="stopped", kind=kind))
+    attempts.take(1)
+    assert (attempts.end(1) is not None) == stays
+
+
 def test_a_job_that_was_killed_waited_since_its_last_sign_of_life(attempts):
     attempts.take(1, ago(1000))
     lease = folders.read(folders.Lease, attempts.folder / "pretrain.lease.json")

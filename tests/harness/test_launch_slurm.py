@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -223,3 +226,12 @@ def test_the_script_says_what_was_asked_for(place):
         assert f"#SBATCH {line}\n" in text, line
     assert "wckey" not in text and "PYTHONPATH=/nowhere" in text and "--ignore-signal=USR2" in text
     assert submit.Shape.of("evaluate", launch, 4) == submit.Shape(1) and submit.Shape.of("tables", launch, 4).gpus == 0
+
+
+def test_a_full_disk_while_a_batch_is_written_is_no_refusal_of_sbatch(place):
+    def full(_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    made = SimpleNamespace(batch=nullcontext, submit=full)
+    with pytest.raises(HarnessError, match=r"no space left to write .*/jobs/b\n.*quota"):
+        submit.submit(place, batch("b", PRETRAIN), [1], made, Table())
