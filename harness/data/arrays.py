@@ -34,7 +34,11 @@ def read(found: Found) -> dict[str, Split]:
 def _digits(found: Found) -> dict[str, Split]:
     # What sklearn.datasets.load_digits reads: importing it would cost every process two seconds.
     file = Path(find_spec("sklearn").origin).parent / "datasets/data/digits.csv.gz"
-    table = np.loadtxt(file, delimiter=",")
+    try:
+        table = np.loadtxt(file, delimiter=",")
+    except (OSError, ValueError) as error:
+        next_step = "install scikit-learn anew"
+        raise HarnessError(f"cannot read {file}: {error}", "scikit-learn's digits", next_step) from None
     pixels = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     key = hashlib.sha256(pixels.tobytes()).hexdigest()
     return {TRAIN: stored.split(table[:, -1].astype(int), lambda: pixels, key, "scikit-learn's digits")}

@@ -158,7 +158,7 @@ class Attempts:
     # lease; a job compares before it writes. Tokens are compared, never times: clocks of nodes may differ.
 
     def take(self, attempt: int, submitted_at: str = "") -> Guard:
-        """Begin the attempt: from now on every other job of this task is superseded.
+        """Begin the attempt, or its next turn: from now on every other job of this task is superseded.
 
         Raises Superseded where a later attempt has begun already.
         """

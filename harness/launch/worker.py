@@ -74,7 +74,10 @@ def work(item: Work, stopper: Stopper) -> str:
     if name == "tables":
         from harness.launch.command import close
 
-        close(place, batch)
+        try:
+            close(place, batch)
+        except KeyboardInterrupt:  # a time limit or a preemption; nothing of it is lost by doing it again
+            return "stopped"
         return "done"
     attempts = Attempts(place, parse(name))
     claim, before = attempts.of(item.attempt), attempts.end(item.attempt)

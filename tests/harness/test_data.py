@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,13 @@ def test_images_keep_their_labels():
         index = part.index.numpy()
         assert (part.labels.numpy() == bunch.target[index]).all()
         assert abs(part.images[:, 0].numpy() / 255 - bunch.images[index] / 16).max() < 0.01
+
+
+def test_digits_that_are_not_where_scikit_learn_has_them_are_told(monkeypatch, tmp_path):
+    elsewhere = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("harness.data.arrays.find_spec", lambda _: elsewhere)
+    with pytest.raises(HarnessError, match=r"cannot read .*digits\.csv\.gz"):
+        load("digits")
 
 
 def test_select_has_a_tenth_of_every_class():

@@ -189,3 +189,12 @@ def test_time_in_the_queue_is_not_taken_for_work_that_was_lost(toy_run):
     seconds = third.ledger.snapshot()
     assert seconds["wait"] == 175.0 and seconds["lost"] < 50.0
     assert isinstance(third.method, Toy) and int(third.method.calls) and torch.isfinite(third.method.mean).all()
+
+
+def test_a_closing_job_that_is_stopped_asks_to_be_started_again(world, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.launch.command.close", stopped)
+    Batches(world.place).write(batch("b", request=world.study.asked()).model_copy(update={"tasks": ["tables"]}))
+    assert work(Work(str(world.place.path), "b", 0, 1), Stopper()) == "stopped"
