@@ -22,6 +22,7 @@ def accuracies(
     `KEY_top1`, and `KEY_mean_class` where that is the data set's metric.
     """
     from harness.evaluation import measured
+    from harness.hits import packed
 
     kinds = {f"{key}_top1": ("top-1", top1)}
     if data.metric == "mean-per-class":
@@ -32,6 +33,7 @@ def accuracies(
             title=f"{title} {said} %",
             better="higher",
             n=len(labels),
+            hits=packed([guess == labels for guess in guesses]) if score is top1 else None,
             **about,
         )
         for name, (said, score) in kinds.items()

@@ -244,6 +244,7 @@ def _cost(fitted: Fitted) -> dict[str, float]:
 
 def _number(name: str, config: Config, fitted: Fitted, right: Tensor) -> Number:
     from harness.evaluation import measured
+    from harness.hits import packed
 
     images, epochs = config.images, config.epochs
     if name == "feedback":
@@ -254,6 +255,7 @@ def _number(name: str, config: Config, fitted: Fitted, right: Tensor) -> Number:
         table="representation",
         better="higher",
         n=right.shape[1],
+        hits=packed(right),
         note=f"label-trained: on up to {images:,} images of train for {epochs} epochs; recipe {config.recipe}, its "
         f"rate chosen from {len(fitted.scores)} on held-out train; the network is frozen",
     )

@@ -44,29 +44,31 @@ def recipe(size: str) -> Config:
 
 def evaluate(context: Context, config: Config) -> Outcome:
     from harness.evaluation import Outcome, measured
+    from harness.hits import packed
 
     choice = context.choose_tap(config.taps)
-    pairs = [_top1(repeat, choice.tap, config) for repeat in context.repeats(config.seeds, [choice.tap])]
+    pairs = [_right(repeat, choice.tap, config) for repeat in context.repeats(config.seeds, [choice.tap])]
     titles = {"knn_top1": "kNN top-1 %", "knn_centred_top1": "kNN (centred) top-1 %"}
     note = f"k = {config.k}, cosine, T = {config.temperature:g}" + (
         "" if context.cheap else "; reference: all of train"
     )
     numbers = {
         key: measured(
-            values,
+            [100.0 * right.double().mean().item() for right in repeats],
             title=title,
             table="representation",
             better="higher",
             n=len(context.labels("test")),
             note=note,
+            hits=packed(repeats),
         )
-        for (key, title), values in zip(titles.items(), zip(*pairs, strict=True), strict=True)
+        for (key, title), repeats in zip(titles.items(), zip(*pairs, strict=True), strict=True)
     }
     return Outcome(numbers, {"tap": str(choice.tap), "tap_scores": choice.scores}, choice.trials)
 
 
-def _top1(context: Context, tap: Tap, config: Config) -> tuple[float, float]:
-    """Top-1 % on test with features as they are, and less the mean of train."""
+def _right(context: Context, tap: Tap, config: Config) -> tuple[Tensor, Tensor]:
+    """Which test images are guessed right [m], with features as they are and less the mean of train."""
     reference, labels = context.train_features(tap)
     queries, truth = context.features([tap], "test")[tap], context.labels("test")
     mean = reference.double().mean(dim=0).float()
@@ -81,7 +83,7 @@ def _top1(context: Context, tap: Tap, config: Config) -> tuple[float, float]:
             config.temperature,
             context.device,
         )
-        found.append(100.0 * (shares.argmax(dim=1) == truth).double().mean().item())
+        found.append(shares.argmax(dim=1) == truth)
     return found[0], found[1]
 
 

@@ -138,6 +138,7 @@ class Number(Model):
     half: float | None = None  # half-width of their 95 % t-interval; None for a single one
     digits: int = 1  # decimals that the n supports
     note: str | None = None
+    hits: str | None = None  # of an accuracy: which test images were guessed right (harness/hits.py)
 
 
 class TestOpened(Model):

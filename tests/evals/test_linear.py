@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from evals import _logistic, linear
+from harness import hits
 from harness.data.dataset import load
 from harness.evaluation import Subject, evaluate
+from harness.plugins import load_eval
 from harness.rng import Rng
 from tests.evals.kit import context
 
@@ -73,6 +75,9 @@ def test_digits_pixels_reach_scikit_learns_accuracy(tmp_path):
     expected = 100 * theirs.score(scaler.transform(t), data.open_test("test").labels)
     assert record.numbers["linear_top1"].value == pytest.approx(expected, abs=0.3)
     assert record.trials == 1 + 10
+    known = evaluate("knn", context(tmp_path, RawPixels(data), data), load_eval("knn").recipe("nano"), subject=WHO)
+    for number in [*record.numbers.values(), *known.numbers.values()]:
+        assert 100 * hits.share(number.hits, number.n).mean() == pytest.approx(number.value), "image by image"
 
 
 def test_equal_input_gives_equal_bits(tmp_path):
