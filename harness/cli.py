@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.launch import cli as launched
+from harness.launch.cli import StudyDir
 
 app = typer.Typer(
     name="harness",
@@ -43,13 +44,15 @@ Time = Annotated[str | None, typer.Option(help="Limit of a job: 30min, 4h; longe
 Parallel = Annotated[int | None, typer.Option(help="Jobs of one array at the same time. [default: all]")]
 Profile = Annotated[str | None, typer.Option(help="Your own cluster settings: a table of cluster.toml.")]
 Track = Annotated[str | None, typer.Option(help="tensorboard, wandb, mlflow, separated by commas.")]
-StudyDir = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folder, as `run` names it.")]
 
 RUNS = Path("runs")
 
 
 def _study(words, methods, budget, dataset, size, seeds, evals, name, launch=None, profile=None):
-    """The study that a file, the options and the KEY=VALUE words ask for, and its launch; the last word wins."""
+    """The study that a file, the options and the KEY=VALUE words ask for, its launch, and what of that was typed.
+
+    The last word wins.
+    """
     from harness.config import parse_words
     from harness.errors import HarnessError
     from harness.launch import options as launching
@@ -72,7 +75,8 @@ def _study(words, methods, budget, dataset, size, seeds, evals, name, launch=Non
     study, filed = launching.split(merge(asked, {k: v for k, v in options.items() if v is not None}))
     own, worded = launching.split(parse_words([w for w in words if w not in files]))
     settings = launching.build(launching.profile(profile), filed, launch or {}, worded)
-    return build(merge(study, own)), settings
+    given = [name for name, value in (launch or {}).items() if value is not None]
+    return build(merge(study, own)), settings, [*given, *worded]
 
 
 @app.command()
@@ -113,9 +117,9 @@ def run(
         "parallel": parallel,
     }  # fmt: skip
     words = [*(words or []), *_tracked(track)]
-    study, launch = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
+    study, launch, given = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
     require(study.train.track)
-    given = [name for name, value in (options | {"detach": detach or None}).items() if value is not None]
+    given += ["detach"] if detach else []
     raise typer.Exit(run_where(study, launch, given, out, data_dir, detach, dry_run))
 
 
@@ -157,10 +161,9 @@ def plan(
         "parallel": parallel,
     }  # fmt: skip
     words = [*(words or []), *_tracked(track)]
-    study, launch = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
+    study, launch, given = _study(words, methods, budget, dataset, size, seeds, evals, name, options, profile)
     from harness.plan.show import show_plan
 
-    given = [name for name, value in options.items() if value is not None]
     raise typer.Exit(show_plan(study, launch, given, out, data_dir))
 
 

@@ -16,7 +16,8 @@ from harness import machine, store
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, said, told
 from harness.evaluate_run import evaluate_references, evaluate_run
-from harness.files import explain, write_atomic
+from harness.files import write_atomic
+from harness.lock import only_writer
 from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import ENDED, RunRecord, StudyRecord
@@ -27,41 +28,20 @@ from harness.study import Study, build, merge
 from harness.train.pretraining import Interrupted
 
 
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the study for this process; the kernel lets go when the process ends, however it ends."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the study is done)
-    except OSError as error:
-        raise explain(error, folder) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise HarnessError(
-            f"another process is working on the study {folder}",
-            "one writer a study",
-            f"python -m harness status {folder} shows how far it is; or choose another folder with --name",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.close()
-
-
 def run_study(
     study: Study, out: Path, display: Display, stopper: Stopper, data_dir: Path | None = None
 ) -> tuple[store.Study, list[str]]:
     """Every cell pre-trained and evaluated. Returns the study's folder and a line for each thing that failed.
 
     A cell that diverges or fails is recorded as what it is and the others go on.
-    Raises KeyboardInterrupt when asked to stop, after saving.
+    Raises KeyboardInterrupt when asked to stop, after saving; HarnessError where jobs of it are alive.
     """
+    from harness.launch.living import refuse_living
+
     todo = jobs(study, data_dir)
     place = store.Study(out / study.folder_name())
     with only_writer(place.path):
+        refuse_living(place, study, todo)
         asked = StudyRecord(request=study.asked(), keys=kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")
         failed: dict[str, Exception] = {}
@@ -110,7 +90,7 @@ def evaluate_study(
             f"python -m harness eval --checkpoint PATH --out {place.path.parent} --name {place.path.name}",
         )
     study = build(merge(asked.request, words | ({"evals": evals} if evals else {})))
-    with only_writer(place.path):
+    with only_writer(place.path, "eval"):
         todo = [job for job in jobs(study, data_dir) if place.run(job.key).record.exists()]
         unknown_keys = sorted(set(only) - {job.key for job in todo})
         if not todo or unknown_keys:

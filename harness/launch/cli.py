@@ -39,9 +39,7 @@ def run_where(
     if dry_run:
         typer.echo(command.dry_run(study, out, asked))
         return 0
-    idle = [name for name in given if name != "cluster"]
-    if launch.cluster == "inline" and idle:
-        raise command.idle(idle[0])
+    command.refuse_idle(launch, given)
     with Stopper().installed() as stopper:
         if launch.cluster == "inline":
             return finish(*run_study(study, out, choose(), stopper, data_dir))
@@ -84,7 +82,7 @@ def cancel(
 
 def logs(
     study: StudyDir,
-    cell: Annotated[str, typer.Argument(help="A run, by the start of its key; or a data set, for its references.")],
+    cell: Annotated[str, typer.Argument(help="A run, by its key's start; a data set, for its references; or tables.")],
     lines: Annotated[int, typer.Option(help="Of each file, from its end; 0 for all.")] = 40,
 ) -> None:
     """What the jobs of a run printed, of the newest attempt at each.

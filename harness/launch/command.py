@@ -10,20 +10,21 @@ from pathlib import Path
 
 from harness import store
 from harness.config import plain
-from harness.driver import only_writer
 from harness.errors import HarnessError, unknown
 from harness.files import write_atomic
 from harness.launch import local, options, preflight, queue, submit
 from harness.launch.drive import Driver, Submits, over, settle, watch
-from harness.launch.folders import Attempts, Batch, Claim, End, now
+from harness.launch.folders import Attempts, Batch, Batches, Claim, End, now
 from harness.launch.freeze import freeze
+from harness.launch.living import refuse_living
 from harness.launch.options import Launch
-from harness.launch.queue import Queue
-from harness.launch.show import Watched, left_running, told_state
+from harness.launch.queue import Queue, Unreachable
+from harness.launch.show import Watched, left, told_state
 from harness.launch.slurm import Slurm
 from harness.launch.standing import OVER, Standing
 from harness.launch.tasks import Task, graph
 from harness.launch.truth import Truth, logs
+from harness.lock import only_writer, refuse_trainer
 from harness.plugins import find
 from harness.records import StudyRecord
 from harness.resolve import Job, jobs
@@ -57,12 +58,15 @@ def launch_study(study: Study, out: Path, asked: Asked) -> tuple[store.Study, li
             )
         with only_writer(place.path):
             return _launched(study, place, asked)
+    refuse_trainer(place.path)
     return _launched(study, place, asked)
 
 
 def _launched(study: Study, place: store.Study, asked: Asked) -> tuple[store.Study, list[str]] | None:
     executor, gpus = _executor(place, asked.launch, study)
     todo = jobs(study, asked.data_dir, gpus)
+    if asked.launch.cluster == "local":
+        refuse_living(place, study, todo)
     _write_asked(study, place, asked, todo)
     driver = _driver(study, place, asked.data_dir, todo, executor, asked.launch)
     driver.look.forgive()
@@ -72,29 +76,34 @@ def _launched(study: Study, place: store.Study, asked: Asked) -> tuple[store.Stu
 def _executor(place: store.Study, launch: Launch, study: Study | None = None) -> tuple[Submits, int]:
     """The executor, and how many GPUs a job has."""
     if launch.cluster == "local":
-        devices = local.devices()
+        devices = local.devices(launch.gpus)
         return local.Local(place, devices), sum(1 for device in devices if device)
-    require_slurm()
+    queue.require()
     asking = Queue()
     fits = preflight.check(launch, asking.partitions(), study)
     return Slurm(place, launch, fits.gpus, fits.limit_s, asking), fits.gpus
 
 
-def require_slurm() -> None:
-    """Raise HarnessError where SLURM's client commands are not here."""
-    if not queue.here():
-        raise HarnessError(
-            "no sbatch on this machine",
-            "SLURM's client commands on the PATH",
-            "log in to a node of the cluster; or --cluster inline to run on this machine",
-        )
+LOCAL = ("cluster", "gpus", "tries")  # what workers of this machine know of the options
 
 
-def idle(option: str) -> HarnessError:
-    """The refusal of an option that says how jobs run, where there are no jobs."""
-    return HarnessError(
-        f"--{option} is for jobs, and this runs in its own process", "--cluster slurm or local", "or leave it out"
-    )
+def refuse_idle(launch: Launch, given: Collection[str]) -> None:
+    """Raise HarnessError for an option that says how jobs run, where it would say nothing.
+
+    `given` are the options on the command line; a profile or a study file may say more than one way of running needs.
+    """
+    known = {"inline": ("cluster",), "local": LOCAL}.get(launch.cluster)
+    idle = [] if known is None else [name for name in given if name not in known]
+    if not idle:
+        return
+    option = f"--{idle[0]}" if idle[0] in options.OPTIONS else f"cluster.{idle[0]}"
+    if idle[0] == "slurm":
+        option = "slurm.KEY=VALUE"
+    if launch.cluster == "local":
+        found, expected = f"{option} is for a cluster, and workers of this machine ignore it", "--cluster slurm"
+    else:
+        found, expected = f"{option} is for jobs, and this runs in its own process", "--cluster slurm or local"
+    raise HarnessError(found, expected, "or leave it out")
 
 
 def _driver(
@@ -130,7 +139,9 @@ def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | No
     except KeyboardInterrupt:
         if isinstance(driver.executor, local.Local):
             raise
-        print(left_running(driver.place))
+        print(left(driver))
+        if not driver.whole:
+            raise
         return None
     finally:
         if isinstance(driver.executor, local.Local):
@@ -177,15 +188,13 @@ def _launched_by(place: store.Study) -> Asked:
     return asked
 
 
-def standing(place: store.Study) -> tuple[Driver, dict[str, Standing]]:
-    """Where the study's tasks stand now; nothing is submitted."""
+def looking(place: store.Study) -> Driver:
+    """What looks where the study's tasks stand, again and again; it submits nothing."""
     asked = _launched_by(place)
     study = build(place.asked().request)
     executor, gpus = _looker(place, asked.launch)
-    todo = jobs(study, asked.data_dir, gpus)
-    truth = Truth(study, place, todo, asked.data_dir)
-    driver = Driver(truth, executor, "", asked.launch.tries)
-    return driver, driver.look()
+    truth = Truth(study, place, jobs(study, asked.data_dir, gpus), asked.data_dir)
+    return Driver(truth, executor, "", asked.launch.tries)
 
 
 def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int]:
@@ -196,14 +205,37 @@ def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int]:
 
 
 def cancel(place: store.Study, cells: Collection[str]) -> list[str]:
-    """End the jobs of the study, or of the cells named, and keep them from being submitted again; a line for each."""
-    driver, standings = standing(place)
+    """End the jobs of the study, or of the cells named, and keep them from being submitted again; a line for each.
+
+    Raises Unreachable when the cluster cannot be asked; what was in the folder is written down all the same.
+    """
+    driver = looking(place)
     meant = _meant(driver.tasks, cells)
+    try:
+        standings = driver.look()
+    except Unreachable as error:
+        many = sum(_written_off(place, task) for task in driver.tasks if task.name in meant)
+        raise Unreachable(
+            error.found,
+            f"{many} tasks are written down as cancelled: they are not submitted again, but jobs that run go on",
+            f"python -m harness cancel {place.path} again when sinfo answers, which ends those",
+        ) from error
     left = [s for s in standings.values() if s.task.name in meant and s.state not in OVER]
     # Written first: a driver that looks meanwhile must not submit it again.
     claims = [_cancelled(place, standing) for standing in left]
     driver.executor.cancel([claim for claim in claims if claim.batch != NO_BATCH])
     return [f"cancelled  {s.task.name}" for s in left]
+
+
+def _written_off(place: store.Study, task: Task) -> bool:
+    """Cancel the newest attempt at the task, or what would be the first, without a look at its job."""
+    attempts = Attempts(place, task)
+    claim = attempts.last()
+    end = None if claim is None else attempts.end(claim.attempt)
+    if end is not None and end.state == "done":
+        return False
+    _cancelled(place, Standing(task, "queued" if claim else "missing", attempt=claim.attempt if claim else 0))
+    return True
 
 
 def _cancelled(place: store.Study, standing: Standing) -> Claim:
@@ -227,9 +259,12 @@ def _meant(tasks: list[Task], cells: Collection[str]) -> set[str]:
 
 
 def log_files(place: store.Study, cell: str) -> list[Path]:
-    """Every log of the newest attempt at each task of the cell, in the order of the work."""
+    """Every log of the newest attempt at each task of the cell, in the order of the work; `tables`: the closing job."""
     study = build(place.asked().request)
     asked = _launched_by(place)
+    if cell == "tables":
+        name = Batches(place).closing()
+        return [] if name is None else logs(place, Claim(attempt=1, batch=name, index=0))
     tasks = graph(study, jobs(study, asked.data_dir, 1))
     meant = _meant(tasks, [cell])
     claims = [Attempts(place, task).last() for task in tasks if task.name in meant]
@@ -243,6 +278,7 @@ def close(place: store.Study, batch: Batch) -> None:
     """What the last job of a round does: submit what was lost, or, with nothing left to do, make the tables."""
     from harness.report import tables
 
+    refuse_trainer(place.path)
     asked = _launched_by(place)
     study = build(batch.request)
     executor, gpus = _executor(place, asked.launch, study)

@@ -49,6 +49,7 @@ class Driver:
     tasks: list[Task] = field(init=False)
     _cancelled: set[tuple[str, int]] = field(default_factory=set)
     _attempts: dict[str, int] = field(default_factory=dict)  # the last one at each task, at the last look
+    whole: bool = False  # whether a round was brought to its end: then everything that can be is in the queue
 
     def __post_init__(self) -> None:
         self.tasks = graph(self.truth.study, self.truth.todo)
@@ -69,6 +70,7 @@ class Driver:
         finally:  # also of what was taken before the cluster refused the rest
             if made and self.executor.chains:
                 self._submit_closing(made)
+        self.whole = True
         return standings
 
     def _cancel(self, standings: dict[str, Standing]) -> None:
@@ -113,7 +115,8 @@ class Driver:
             at=now(),
         )
         Batches(self.place).write(batch)
-        claims = [self._claim(task, batch, index) for index, task in enumerate(tasks)]
+        needs = [None if after is None else self._newest(task.needs[-1], where) for task in tasks]
+        claims = [self._claim(task, batch, index, needs[index]) for index, task in enumerate(tasks)]
         if not any(won for _, won in claims):
             return []
         try:
@@ -134,10 +137,16 @@ class Driver:
                 end = End(state="failed", kind="void", message=said(error), at=now())
                 Attempts(self.place, task).ended(claim.attempt, end)
 
-    def _claim(self, task: Task, batch: Batch, index: int) -> tuple[Claim, bool]:
+    def _claim(self, task: Task, batch: Batch, index: int, need: Claim | None) -> tuple[Claim, bool]:
         # After the last one that was looked at: one that another driver has claimed since then is not to get a second.
         number = 1 + self._attempts[task.name]
-        claim = Claim(attempt=number, batch=batch.name, index=index, reached=progress(self.place, task))
+        claim = Claim(
+            attempt=number,
+            batch=batch.name,
+            index=index,
+            reached=progress(self.place, task),
+            after=0 if need is None else need.attempt,
+        )
         return claim, Attempts(self.place, task).claim(claim)
 
     def _matching(self, tasks: list[Task], where: dict[str, Claim]) -> Iterable[tuple[str, list[Task]]]:
@@ -147,7 +156,7 @@ class Driver:
         """
         by_batch: dict[str, dict[int, list[Task]]] = {}
         for task in tasks:
-            claim = where.get(task.needs[-1]) or self._claimed(task.needs[-1])
+            claim = self._newest(task.needs[-1], where)
             if claim is not None:
                 by_batch.setdefault(claim.batch, {}).setdefault(claim.index, []).append(task)
         for name, by_index in by_batch.items():
@@ -156,9 +165,10 @@ class Driver:
             while set(by_index) == set(range(count)) and all(by_index.values()):
                 yield name, [by_index[index].pop(0) for index in range(count)]
 
-    def _claimed(self, name: str) -> Claim | None:
+    def _newest(self, name: str, where: dict[str, Claim]) -> Claim | None:
+        """The newest claim of the task of that name, `where` being those of just now."""
         task = self._by_name.get(name)
-        return None if task is None else Attempts(self.place, task).last()
+        return where.get(name) or (None if task is None else Attempts(self.place, task).last())
 
     def _submit_closing(self, batches: list[str]) -> None:
         """One more job when these have ended: it submits what was lost, or makes the tables."""

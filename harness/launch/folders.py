@@ -43,6 +43,7 @@ class Claim(Model):
     batch: str
     index: int
     reached: int = 0  # `progress` when it was claimed: whether the attempt before got any further
+    after: int = 0  # which attempt at the last of its needs the cluster was told to wait for; 0: none
 
 
 class End(Model):
@@ -59,6 +60,8 @@ class Lease(Model):
     attempt: int
     waited_s: float = 0.0  # that the task has stood in queues up to now, over all its attempts
     at: str = ""
+    reached: int = 0  # `progress` when this turn began
+    turns: int = 0  # of this attempt that the time limit ended one after another, without progress
 
 
 class Batch(Model):
@@ -157,23 +160,42 @@ class Attempts:
     # A job that was thought lost may live on beside the one that took its place. The token of the newest is in the
     # lease; a job compares before it writes. Tokens are compared, never times: clocks of nodes may differ.
 
-    def take(self, attempt: int, submitted_at: str = "") -> Guard:
+    @property
+    def _lease(self) -> Path:
+        return self.folder / f"{self.kind}.lease.json"
+
+    def lease(self) -> Lease | None:
+        """Of the attempt that began last."""
+        return read(Lease, self._lease)
+
+    def take(self, attempt: int, submitted_at: str = "", reached: int = 0) -> Guard:
         """Begin the attempt, or its next turn: from now on every other job of this task is superseded.
 
-        Raises Superseded where a later attempt has begun already.
+        `reached` is the task's `progress`. Raises Superseded where a later attempt has begun already.
         """
-        path = self.folder / f"{self.kind}.lease.json"
-        held = read(Lease, path)
+        path, held = self._lease, self.lease()
         if held is not None and held.attempt > attempt:
             raise Superseded
         waited_s = (held.waited_s if held else 0.0) + self._waited_s(attempt, submitted_at, held)
-        lease = Lease(token=uuid.uuid4().hex, attempt=attempt, waited_s=waited_s, at=now())
+        again = held is not None and held.attempt == attempt and held.reached >= reached
+        turns = held.turns if again else 0
+        token = uuid.uuid4().hex
+        lease = Lease(token=token, attempt=attempt, waited_s=waited_s, at=now(), reached=reached, turns=turns)
         write_atomic(path, lease.model_dump_json() + "\n")
         end = self.end(attempt)
         if end is not None and end.state == "stopped" and end.kind != "cancelled":
             # Of an earlier turn of this job, which was requeued: how this turn ends is not known yet.
             self._path(attempt, ".end").unlink(missing_ok=True)
         return Guard(path, lease.token, waited_s)
+
+    def fruitless(self, reached: int) -> int:
+        """Note that the time limit ends this turn; how many in a row it now ended before the task got any further."""
+        held = self.lease()
+        if held is None:
+            return 0
+        turns = held.turns + 1 if held.reached >= reached else 0
+        write_atomic(self._lease, held.model_copy(update={"turns": turns}).model_dump_json() + "\n")
+        return turns
 
     def _waited_s(self, attempt: int, submitted_at: str, held: Lease | None) -> float:
         """Seconds in the queue: since the submission, or since the last sign of a job that went back into it.
@@ -229,6 +251,18 @@ class Batches:
 
     def all(self) -> list[str]:
         return sorted(path.parent.name for path in self.folder.glob("*/batch.json"))
+
+    def closing(self) -> str | None:
+        """The newest job that was to make the tables; names begin with the stage and end with the moment."""
+        return max((name for name in self.all() if name.startswith("tables-")), default=None)
+
+    def error(self, name: str) -> str | None:
+        """What the closing job `name` failed of."""
+        path = self.path(name) / "error.txt"
+        return path.read_text().strip() if path.exists() else None
+
+    def write_error(self, name: str, said: str) -> None:
+        write_atomic(self.path(name) / "error.txt", said + "\n")
 
     def forgiven(self) -> dict[str, int]:
         found = read(Forgiven, self.folder / "forgiven.json")

@@ -7,14 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness import store
-from harness.launch.folders import Batch, Batches, Claim, Submitted
+from harness.errors import HarnessError
+from harness.launch.folders import Attempts, Batch, Batches, Claim, Submitted
 from harness.launch.standing import Seen, lives
+from harness.launch.tasks import parse
 
 Key = tuple[str, int]  # a batch and an element of it
 
@@ -27,7 +28,7 @@ class Local:
     devices: list[str]  # CUDA_VISIBLE_DEVICES of each worker; one empty word where there is no GPU
     name: str = "local"
     chains: bool = False
-    _waiting: deque[tuple[Key, int]] = field(default_factory=deque)
+    _waiting: dict[Key, int] = field(default_factory=dict)  # the attempt, first come first
     _running: dict[Key, tuple[subprocess.Popen[bytes], str]] = field(default_factory=dict)
     _ended: dict[Key, int] = field(default_factory=dict)
 
@@ -35,7 +36,7 @@ class Local:
         """Take the batch; its tasks start as devices become free."""
         submitted = Submitted(job=f"{socket.gethostname()}-{os.getpid()}", array=True)
         Batches(self.place).write_submitted(batch.name, submitted)
-        self._waiting += [((batch.name, index), attempt) for index, attempt in enumerate(attempts)]
+        self._waiting |= {(batch.name, index): attempt for index, attempt in enumerate(attempts)}
         self._start()
         return submitted
 
@@ -48,16 +49,21 @@ class Local:
         key = claim.batch, claim.index
         if key in self._running:
             return Seen(True, running=True, word="running", where=self._running[key][1])
-        if any(key == waiting for waiting, _ in self._waiting):
+        if key in self._waiting:
             return Seen(True, word="waiting for a device")
         if key in self._ended:
             status = self._ended[key]
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             return Seen(False, word=f"the worker ended: {how}", kind="killed")
         batch = Batches(self.place).read(claim.batch)
-        if batch is not None and batch.host == socket.gethostname() and not lives(batch.pid):
+        if batch is None or batch.host != socket.gethostname():
+            return None
+        if not lives(batch.pid):
             return Seen(False, word="the command that ran it is gone", kind="signal")
-        return None
+        lease = Attempts(self.place, parse(batch.tasks[claim.index])).lease()  # of another command's worker
+        if lease is not None and lease.attempt == claim.attempt:
+            return Seen(True, running=True, word="running")
+        return Seen(True, word="waiting for a device")
 
     def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
         return None
@@ -72,7 +78,8 @@ class Local:
         for device in self.devices:
             if device in taken or not self._waiting:
                 continue
-            key, attempt = self._waiting.popleft()
+            key = next(iter(self._waiting))
+            attempt = self._waiting.pop(key)
             self._running[key] = self._worker(key, attempt, device), device
 
     def _worker(self, key: Key, attempt: int, device: str) -> subprocess.Popen[bytes]:
@@ -101,7 +108,7 @@ class Local:
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
         """Ask workers to save themselves and end; those that wait never start."""
         keys = {(claim.batch, claim.index) for claim in claims}
-        self._waiting = deque(item for item in self._waiting if item[0] not in keys)
+        self._waiting = {key: attempt for key, attempt in self._waiting.items() if key not in keys}
         for key, (process, _) in self._running.items():
             if key in keys:
                 process.terminate()
@@ -117,14 +124,19 @@ class Local:
         self._reap()
 
 
-def devices() -> list[str]:
-    """One word for each worker that this machine has a device for."""
+def devices(most: int | None = None) -> list[str]:
+    """One word for each worker that this machine has a device for, at most `most`; one empty word for a CPU.
+
+    Raises HarnessError where more are asked for than there are.
+    """
     import torch
 
     count = torch.cuda.device_count()
+    if most is not None and most > count:
+        raise HarnessError(f"--gpus {most}, and this machine has {count}", f"at most {count}", f"--gpus {count}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(index) for index in range(count)]
-    return names[:count] or [""]
+    return names[: count if most is None else most] or [""]
 
 
 def end_with(parent: int) -> None:

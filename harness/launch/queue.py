@@ -96,11 +96,7 @@ class Queue:
         try:
             return subprocess.run(words, capture_output=True, text=True)
         except FileNotFoundError:
-            raise HarnessError(
-                f"no {words[0]} on this machine",
-                "SLURM's client commands on the PATH",
-                "log in to a node of the cluster; or --cluster inline to run on this machine",
-            ) from None
+            raise _absent(words[0]) from None
 
     def jobs(self, patience_s: float | None = None) -> dict[str, InQueue]:
         """Every job of this user that the controller remembers, ended ones too (for MinJobAge), by id."""
@@ -160,6 +156,20 @@ def here() -> bool:
     if named is not None and not os.path.exists(named):
         raise HarnessError(f"SLURM_CONF={named}, and there is no such file", "", "unset SLURM_CONF, or mend it")
     return True
+
+
+def require() -> None:
+    """Raise HarnessError where SLURM's client commands are not here."""
+    if not here():
+        raise _absent("sbatch")
+
+
+def _absent(program: str) -> HarnessError:
+    return HarnessError(
+        f"no {program} on this machine",
+        "SLURM's client commands on the PATH",
+        "log in to a node of the cluster; or --cluster inline to run on this machine",
+    )
 
 
 def _merged(a: Partition, b: Partition) -> Partition:

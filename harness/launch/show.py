@@ -8,7 +8,6 @@ from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from harness import store
 from harness.display import duration
 from harness.launch.standing import Standing
 
@@ -26,12 +25,16 @@ def told_state(standings: dict[str, Standing]) -> str:
     return ", ".join([f"{counts['done']} of {len(standings)} tasks done", *rest])
 
 
-def left_running(place: store.Study) -> str:
-    path = place.path
+def left(driver: Driver) -> str:
+    """What a user who leaves is told; before the first round is over, that not everything is in the queue."""
+    path = driver.place.path
+    said = "left: the jobs go on without this command, and the last one makes the tables"
+    if not driver.whole:
+        said = "left before everything was submitted: what is in the queue goes on, and `resume` submits the rest"
     return (
-        f"\nleft: the jobs go on without this command, and the last one makes the tables\n"
+        f"\n{said}\n"
         f"  python -m harness status {path} --watch    where they stand\n"
-        f"  python -m harness resume {path}            wait for them again, and submit what was lost\n"
+        f"  python -m harness resume {path}            wait for them again, and submit what is missing\n"
         f"  python -m harness cancel {path}            end them"
     )
 

@@ -92,6 +92,9 @@ class Slurm:
         if kind == "killed" and "memory limit" in log_tail(self.place, claim):
             kind = "memory"
         word = f"SLURM ended it: {state}{f', exit code {code}' if code else ''}"
+        if kind == "memory":
+            word += f"; {f'cluster.mem={self.launch.mem}' if self.launch.mem else 'the memory'} was too little for it: "
+            word += "a larger cluster.mem, or a smaller train.batch_size"
         if kind == "killed" and not logs(self.place, claim):
             word += f"; it left no log: is {self.place.path.resolve()} on a file system that the nodes share?"
         return Seen(False, word=word, kind=kind)
@@ -101,11 +104,9 @@ class Slurm:
         batches = Batches(self.place)
         submitted = batches.submitted(batch)
         if submitted is None:
-            rows = [row for row in self._rows.values() if row.name == submit.PREFIX + batch]
-            if not rows:
+            submitted = submit.of_name(batch, self._rows.values())
+            if submitted is None:
                 return
-            job, _, index = rows[0].id.partition("_")
-            submitted = Submitted(job=job, array=bool(index))
             batches.write_submitted(batch, submitted)
         self._submitted[batch] = submitted
 

@@ -28,6 +28,7 @@ SUBMITTING_S = 60.0  # that a batch may stay without a job id while nobody can b
 MOST_TRIES = 200  # of one task, whatever ended them
 UNSEEN = "submitted, and not seen yet"
 FREE = ("node", "preempted", "time limit", "signal", "void", "dependency", "cancelled")
+HOPELESS = ("memory", "no progress")  # the same again would end in the same way: one is enough
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Look:
     _absent: dict[tuple[str, int], float] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
     _forgiven: dict[str, int] = field(default_factory=dict)  # attempts up to this one do not count
+    _elsewhere: dict[str, bool] = field(default_factory=dict)  # batches: whether another executor had them
 
     def __post_init__(self) -> None:
         self._forgiven = Batches(self.place).forgiven()
@@ -82,7 +84,8 @@ class Look:
     def __call__(self) -> dict[str, Standing]:
         """Every task's standing, by name."""
         claims = {task.name: self._last(task) for task in self.tasks if not self._is_done(task)}
-        seen = self.executor.look({claim.batch for claim in claims.values() if claim is not None})
+        own = [claim for claim in claims.values() if claim is not None and not self._of_another(claim)]
+        seen = self.executor.look({claim.batch for claim in own})
         found: dict[str, Standing] = {}
         for task in self.tasks:
             found[task.name] = self._standing(task, claims.get(task.name), seen, found)
@@ -97,6 +100,13 @@ class Look:
         self._forgiven |= {standing.task.name: standing.attempt for standing in over}
         if self._forgiven:  # jobs that look later, and commands, are to know it too
             Batches(self.place).forgive(self._forgiven)
+
+    def _of_another(self, claim: Claim) -> bool:
+        """Whether another executor was given the claim. Its work is over: beside it none begins (`living`)."""
+        if claim.batch not in self._elsewhere:
+            batch = Batches(self.place).read(claim.batch)
+            self._elsewhere[claim.batch] = batch is not None and batch.executor != self.executor.name
+        return self._elsewhere[claim.batch]
 
     def _last(self, task: Task) -> Claim | None:
         return Attempts(self.place, task).last()
@@ -139,14 +149,14 @@ class Look:
         if end is not None and end.state == "done" and self._is_done(task):  # since this look began
             return Standing(task, "done")
         unsure = end is None or end.state == "stopped"
-        job = seen(claim) if unsure else None  # of what has ended nobody is asked
+        job = self._job(claim, seen) if unsure else None  # of what has ended nobody is asked
         if job is not None and job.alive:
             self._absent.pop((task.name, claim.attempt), None)
             state = "running" if job.running else "queued"
             cancelled = end is not None and end.kind == "cancelled"
             return Standing(task, state, job.word, claim.attempt, job.where, cancelled)
         if end is None or (end.state == "stopped" and job is not None and job.kind == "cancelled"):
-            end = self._found_dead(task, claim, job, needs)
+            end = self._found_dead(task, claim, job, before)
         if end is None:
             return Standing(task, "queued", UNSEEN, claim.attempt)
         return self._after(task, claim, end, needs, bad)
@@ -156,11 +166,19 @@ class Look:
             return Standing(task, "skipped", f"{bad[0].task.name}: {bad[0].state}")
         return Standing(task, "missing" if _ready(needs) else "waiting")
 
-    def _found_dead(self, task: Task, claim: Claim, job: Seen | None, needs: list[Standing]) -> End | None:
+    def _job(self, claim: Claim, seen: Callable[[Claim], Seen | None]) -> Seen | None:
+        if not self._of_another(claim):
+            return seen(claim)
+        return Seen(False, word="it was begun in another way (--cluster), which is over", kind="signal")
+
+    def _found_dead(self, task: Task, claim: Claim, job: Seen | None, before: dict[str, Standing]) -> End | None:
         """What ended an attempt that left no word; None while that is not certain. It is written down."""
         if job is not None:
             kind, message = job.kind, job.word
-            if kind == "cancelled" and any(need.state != "done" for need in needs):
+            need = before.get(task.needs[-1]) if kind == "cancelled" and claim.after else None
+            if need is not None and need.why == UNSEEN:
+                return None
+            if need is not None and not self._fulfilled(need, claim):
                 kind, message = "dependency", "what it needs did not come to its end"
         else:
             first = self._absent.setdefault((task.name, claim.attempt), self.clock())
@@ -174,6 +192,16 @@ class Look:
         if written is None or written.state == "stopped":
             attempts.ended(claim.attempt, end)
         return attempts.end(claim.attempt)
+
+    def _fulfilled(self, need: Standing, claim: Claim) -> bool:
+        """Whether the attempt at `need` that the claim was to come after is alive or done.
+
+        Then a person cancelled what came after it; else SLURM did, as its turn could come no more.
+        """
+        if need.attempt == claim.after and need.state in ("queued", "running"):
+            return True
+        end = Attempts(self.place, need.task).end(claim.after)
+        return need.state == "done" if end is None else end.state == "done"
 
     def _missed(self, claim: Claim) -> tuple[str, str, float]:
         """What a job that nobody knows is taken for, and after how many seconds."""
@@ -189,7 +217,8 @@ class Look:
         since = self._forgiven.get(task.name, 0)
         if end.kind == "cancelled" and claim.attempt > since:
             return Standing(task, "cancelled", end.message, claim.attempt)
-        if self._failures(task, since) >= self.tries or claim.attempt >= since + MOST_TRIES:
+        tries = 1 if end.kind in HOPELESS else self.tries
+        if self._failures(task, since) >= tries or claim.attempt >= since + MOST_TRIES:
             return Standing(task, "failed", end.message, claim.attempt)
         if bad:
             return Standing(task, "skipped", f"{bad[0].task.name}: {bad[0].state}", claim.attempt)

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 from harness.files import explain
 from harness.launch.folders import Batch, Batches, Submitted
 from harness.launch.options import Launch
-from harness.launch.queue import UNREACHABLE, Queue, Unreachable
+from harness.launch.queue import UNREACHABLE, InQueue, Queue, Unreachable, seconds
 from harness.launch.worker import Work
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PREFIX = "harness-"  # of the names of our jobs, before the batch's
 FOLDER = "%j"  # of each element, in that of its batch
 REQUEUE_TRIES = 3
+SIGNAL_EARLY_S = 90  # that SLURM may send the signal before its time (sbatch: up to a minute), and some to spare
 TURNS = 3  # that sbatch is called, in an outage
 FOREVER = 10**6  # requeues that submitit would count; we count attempts ourselves
 
@@ -140,9 +141,11 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise explain(error, place.path / "jobs" / batch.name) from error
                 said = _said(error)
-                if not any(sign in said for sign in UNREACHABLE):
+                away = any(sign in said for sign in UNREACHABLE)
+                # Unless sbatch itself refused, it may be in the queue all the same.
+                found = None if not away and "sbatch: error" in said else named(queue, batch.name)
+                if found is None and not away:
                     raise refused(said, batch) from error
-                found = named(queue, batch.name)  # once a controller answers
                 if found is None and turn + 1 == TURNS:
                     next_step = "repeat the command"
                     raise Unreachable(f"SLURM's controller does not answer: {said}", "", next_step) from error
@@ -155,7 +158,12 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
 
 def named(queue: Queue, batch: str) -> Submitted | None:
     """The job of that batch in the queue, whoever submitted it."""
-    rows = [row for row in queue.jobs().values() if row.name == PREFIX + batch]
+    return of_name(batch, queue.jobs().values())
+
+
+def of_name(batch: str, rows: Iterable[InQueue]) -> Submitted | None:
+    """The job of that batch among the queue's rows."""
+    rows = [row for row in rows if row.name == PREFIX + batch]
     if not rows:
         return None
     job, _, index = rows[0].id.partition("_")
@@ -236,6 +244,19 @@ def inside_job(study: Path, batch: str) -> None:
             turn = os.environ.get("SLURM_RESTART_COUNT", "0")
             name = f"rendezvous-{environment.job_id}-{turn}"
             os.environ["HARNESS_RENDEZVOUS"] = str(Batches(store.Study(study)).path(batch) / name)
+
+
+def by_time_limit(signal_s: int) -> bool:
+    """Whether this job has used up its time but for what the signal comes before; not so where nobody can say."""
+    import submitit
+
+    id = submitit.JobEnvironment().job_id
+    try:
+        used, _, limit = Queue().run(["squeue", "-h", "-j", id, "-o", "%M|%l"], patience_s=0).strip().partition("|")
+    except HarnessError:
+        return False
+    used_s, limit_s = seconds(used), seconds(limit)
+    return used_s is not None and limit_s is not None and used_s >= limit_s - signal_s - SIGNAL_EARLY_S
 
 
 def requeue_self() -> bool:

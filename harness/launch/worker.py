@@ -14,12 +14,12 @@ from typing import Any
 
 from harness import store
 from harness.display import Plain
-from harness.distributed import joined, ranks
+from harness.distributed import Ranks, joined, ranks
 from harness.errors import HarnessError, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.launch.folders import Attempts, Batch, Batches, End, Guard, Superseded, now
 from harness.launch.tasks import Task, graph, parse
-from harness.launch.truth import Truth
+from harness.launch.truth import Truth, progress
 from harness.pretrain_run import pretrain_run
 from harness.records import ENDED, RunRecord
 from harness.resolve import Job, jobs
@@ -51,8 +51,11 @@ class Work:
         submit.inside_job(Path(self.study), self.batch)
         with Stopper().installed(in_job=True) as stopper:
             state = work(self, stopper)
-            if state == "stopped" and stopper.again and submit.requeue_self():
-                sys.exit(0)  # SLURM ends this process any moment and starts it again later
+            if state == "stopped" and stopper.again:
+                if fruitless(self):
+                    state = "failed"
+                elif submit.requeue_self():
+                    sys.exit(0)  # SLURM ends this process any moment and starts it again later
         if state == "done":
             return state
         sys.exit(AGAIN if state == "stopped" else 1)
@@ -72,13 +75,7 @@ def work(item: Work, stopper: Stopper) -> str:
         raise HarnessError(f"no batch {item.batch} in {place.path}", "the study's folder, shared with this node")
     name = batch.tasks[item.index]
     if name == "tables":
-        from harness.launch.command import close
-
-        try:
-            close(place, batch)
-        except KeyboardInterrupt:  # a time limit or a preemption; nothing of it is lost by doing it again
-            return "stopped"
-        return "done"
+        return _close(place, batch)
     attempts = Attempts(place, parse(name))
     claim, before = attempts.of(item.attempt), attempts.end(item.attempt)
     if claim is None or (claim.batch, claim.index) != (item.batch, item.index):
@@ -88,10 +85,8 @@ def work(item: Work, stopper: Stopper) -> str:
         print(f"{name}: this attempt was cancelled", flush=True)
         return "done"
     try:
-        # One lease for all processes of the job: the first one holds it, as it alone writes.
-        guard = attempts.take(item.attempt, batch.at) if ranks().first else Guard()
-        _do(batch, name, place, stopper, guard)
-        guard()
+        with joined() as group:
+            _do(batch, name, place, stopper, group, item.attempt)
         end = End(state="done", at=now())
     except Superseded:
         print(f"{name}: a later job has this task; this one stops and writes nothing", flush=True)
@@ -108,6 +103,43 @@ def work(item: Work, stopper: Stopper) -> str:
     return end.state
 
 
+def _close(place: store.Study, batch: Batch) -> str:
+    """The job that comes after all others. What it fails of is kept beside its batch, for `status`."""
+    from harness.launch.command import close
+
+    try:
+        close(place, batch)
+    except KeyboardInterrupt:  # a time limit or a preemption; nothing of it is lost by doing it again
+        return "stopped"
+    except Exception as error:
+        traceback.print_exc()
+        Batches(place).write_error(batch.name, told(error))
+        return "failed"
+    return "done"
+
+
+def fruitless(item: Work) -> bool:
+    """Whether the time limit ended so many turns of the task without progress that one more would end like them.
+
+    Then the attempt is written down as failed. Asked by a job that was told to save itself and has done so.
+    """
+    from harness.launch import submit
+    from harness.launch.command import read_launch
+
+    place = store.Study(Path(item.study))
+    name = Batches(place).read(item.batch).tasks[item.index]
+    asked = read_launch(place)
+    if name == "tables" or asked is None or not ranks().first or not submit.by_time_limit(asked.launch.signal_s):
+        return False
+    attempts = Attempts(place, parse(name))
+    turns = attempts.fruitless(progress(place, parse(name)))
+    if turns < asked.launch.tries:
+        return False
+    message = f"the time limit ended {turns} turns one after another, and none got any further: a longer --time"
+    attempts.ended(item.attempt, End(state="failed", kind="no progress", message=message, at=now()))
+    return True
+
+
 def _task(batch: Batch, name: str, study: Study, todo: list[Job]) -> Task:
     tasks = {task.name: task for task in graph(study, todo)}
     if name not in tasks:
@@ -119,24 +151,44 @@ def _task(batch: Batch, name: str, study: Study, todo: list[Job]) -> Task:
     return tasks[name]
 
 
-def _do(batch: Batch, name: str, place: store.Study, stopper: Stopper, guard: Guard) -> None:
-    """The work itself; returns when the store has all of it, or raises."""
+def _do(batch: Batch, name: str, place: store.Study, stopper: Stopper, group: Ranks, attempt: int) -> None:
+    """The work itself, by all processes of the job; returns when the store has all of it, or raises."""
     study = build(batch.request)
     data_dir = None if batch.data_dir is None else Path(batch.data_dir)
     todo = jobs(study, data_dir)
     task, truth = _task(batch, name, study, todo), Truth(study, place, todo, data_dir)
-    if truth.complete(task):
-        return
-    display = Plain()
+    guard, complete = _begun(task, truth, group, attempt, batch.at)
+    if not complete:
+        _made(task, truth, stopper, group, guard)
+    guard()
+
+
+def _begun(task: Task, truth: Truth, group: Ranks, attempt: int, submitted_at: str) -> tuple[Guard, bool]:
+    """The lease of the job, and whether nothing is left to do. The first process finds out, for all: it alone writes,
+    and none is to wait for another that has gone. Raises Superseded in all of them."""
+    guard, said = Guard(), ""
+    if group.first:
+        try:
+            guard = Attempts(truth.place, task).take(attempt, submitted_at, progress(truth.place, task))
+            said = "complete" if truth.complete(task) else ""
+        except Superseded:
+            said = "superseded"
+    said = group.told(said)
+    if said == "superseded":
+        raise Superseded
+    return guard, said == "complete"
+
+
+def _made(task: Task, truth: Truth, stopper: Stopper, group: Ranks, guard: Guard) -> None:
+    place, display = truth.place, Plain()
     if task.stage == "references":
         data = next(job.data for job in truth.todo if job.cell.dataset == task.key)
         evaluate_references(data, truth.study, place, display, truth.data_dir, guard=guard)
         return
     job, record = truth.job(task.key), truth.record(task.key)
     if task.stage == "pretrain":
-        with joined() as group:
-            pretrain_run(job, place.run(job.key), record, display, stopper, guard, group, guard.waited_s)
-        if ranks().first:
+        pretrain_run(job, place.run(job.key), record, display, stopper, guard, group, guard.waited_s)
+        if group.first:
             place.run(job.key).error.unlink(missing_ok=True)  # of an earlier attempt
         return
     if job.source is not None:

@@ -53,10 +53,18 @@ def survey(launch: Launch, given: Collection[str], study: Study) -> Survey:
     if launch.cluster == "slurm":
         return _of_slurm(launch, why, study)
     if launch.cluster == "local":
-        return _local(launch, why)
-    idle = [name for name in given if name != "cluster"]
-    problems = [command.idle(idle[0])] if idle else []
-    return Survey(launch, why, _gpus_here(), problems=problems)
+        return _local(launch, why, given)
+    return Survey(launch, why, _gpus_here(), problems=_idle(launch, given))
+
+
+def _idle(launch: Launch, given: Collection[str]) -> list[HarnessError]:
+    from harness.launch import command
+
+    try:
+        command.refuse_idle(launch, given)
+    except HarnessError as error:
+        return [error]
+    return []
 
 
 def _gpus_here() -> int:
@@ -65,19 +73,23 @@ def _gpus_here() -> int:
     return int(machine.device().type == "cuda")
 
 
-def _local(launch: Launch, why: str) -> Survey:
+def _local(launch: Launch, why: str, given: Collection[str]) -> Survey:
     from harness.launch import local
 
-    devices = local.devices()
-    return Survey(launch, why, int(any(devices)), room=len(devices))
+    problems = _idle(launch, given)
+    try:
+        devices = local.devices(launch.gpus)
+    except HarnessError as error:
+        return Survey(launch, why, problems=[*problems, error])
+    return Survey(launch, why, int(any(devices)), problems=problems, room=len(devices))
 
 
 def _of_slurm(launch: Launch, why: str, study: Study) -> Survey:
-    from harness.launch import command, preflight
+    from harness.launch import preflight, queue
     from harness.launch.queue import Queue
 
     try:
-        command.require_slurm()
+        queue.require()
         partitions = Queue(patience_s=0).partitions()
     except HarnessError as error:
         return Survey(launch, why, launch.gpus or 0, problems=[error])

@@ -17,12 +17,12 @@ from typing import Any
 from harness import machine, store
 from harness.data.dataset import Dataset
 from harness.display import Display
-from harness.driver import only_writer
 from harness.errors import CannotWrite, said, told
 from harness.evaluate_run import evaluate_as, evaluate_references
 from harness.evaluation import Subject, can
 from harness.files import write_atomic
 from harness.fitted import Fitted, FittedDrawing, FittedLabelled
+from harness.lock import only_writer
 from harness.method import INTERFACE
 from harness.plugins import load_eval
 from harness.records import Borrowed, Cell, Cost, Released, RunRecord, StudyRecord
@@ -54,7 +54,7 @@ def evaluate_released(
     fitted = [_fitted(loaded, data) for data in sets]
     place = store.Study(out / study.folder_name())
     failures: list[str] = []
-    with only_writer(place.path):
+    with only_writer(place.path, "eval"):
         for data, method in zip(sets, fitted, strict=True):
             for size in study.size:
                 row = _Row(loaded, method, data, study, place, display, data_dir, force)

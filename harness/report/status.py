@@ -22,6 +22,7 @@ from harness.study import RELEASED
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
+    from harness.launch.drive import Driver
     from harness.launch.standing import Standing
 
 TAIL_BYTES = 1 << 16
@@ -153,30 +154,60 @@ def show(study: Study, watch: bool = False) -> None:
     from rich.live import Live
 
     study.asked()  # a folder that holds no study is told apart from a study that has no run yet
+    look = _Looked(study)
     if not watch:
-        Console().print(Group(*_shown(study)))
+        Console().print(Group(*look()))
         return
     with Live(refresh_per_second=2) as live:
         while True:
-            live.update(Group(*_shown(study)))
+            live.update(Group(*look()))
             time.sleep(WATCH_S)
 
 
-def _shown(study: Study) -> list[Any]:
-    from harness.launch import command
-    from harness.launch.show import by_run, told_state
+@dataclass
+class _Looked:
+    """What a user is shown of a study, again and again; what was seen before is remembered."""
 
-    if command.read_launch(study) is None:
-        return [grid(rows(study))]
-    found = rows(study)
-    try:
-        _, standings = command.standing(study)
-    except HarnessError as error:  # the queue cannot be asked from here, or not now: the folder still knows this much
-        return [*([grid(found)] if found else []), f"of its jobs nothing is known here: {error}"]
-    begun = {status.key for status in found}
-    absent = [s for s in standings.values() if s.task.stage == "pretrain" and s.task.key not in begun]
-    table = [grid(found, by_run(standings))] if found else []
-    return [*table, *_not_begun(absent), told_state(standings)]
+    study: Study
+    _driver: Driver | None = None
+
+    def __call__(self) -> list[Any]:
+        from harness.launch import command
+        from harness.launch.show import by_run, told_state
+
+        if command.read_launch(self.study) is None:
+            return [grid(rows(self.study))]
+        found = rows(self.study)
+        try:
+            self._driver = self._driver or command.looking(self.study)
+            standings = self._driver.look()
+        except HarnessError as error:  # the queue cannot be asked from here or now: the folder still knows this much
+            return [*([grid(found)] if found else []), f"of its jobs nothing is known here: {error}"]
+        begun = {status.key for status in found}
+        absent = [s for s in standings.values() if s.task.stage == "pretrain" and s.task.key not in begun]
+        table = [grid(found, by_run(standings))] if found else []
+        return [*table, *_not_begun(absent), told_state(standings), *_stalled(self._driver, standings)]
+
+
+def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
+    """What to do where the job that should go on has failed, or is gone, with tasks left to do."""
+    from harness.launch.folders import Batches, Claim
+
+    states, place = {standing.state for standing in standings.values()}, driver.place
+    if states & {"running", "queued"} or not states & {"missing", "waiting"}:
+        return []
+    closing, error = Batches(place).closing(), None
+    if closing is not None:
+        job = driver.executor.look([closing])(Claim(attempt=1, batch=closing, index=0))
+        if job is not None and job.alive:
+            return ["the job that goes on is in the queue"]
+        error = Batches(place).error(closing)
+    said = ["nothing of it is in the queue, and it is not complete"]
+    said += [f"the job that was to go on failed: {error}"] if error else []
+    next_steps = [f"  python -m harness resume {place.path}         submit what is missing"]
+    if closing is not None:
+        next_steps.append(f"  python -m harness logs {place.path} tables    what the last job printed")
+    return [*said, *next_steps]
 
 
 def _not_begun(absent: list[Standing]) -> list[str]:

@@ -281,6 +281,18 @@ class Pretraining:
         if save and not crossed:
             self._save()
 
+    def after_chunk(self) -> None:
+        """While what is trained on is cached, too, the log sees the time, and a wish to stop is honoured."""
+        self.energy.keep_up()
+        due = time.perf_counter() - self._logged_at >= self.settings.log_s
+        log, stop = self.ranks.broadcast(due, self.should_stop())
+        if log or stop:
+            self._guarded()
+            self._logged_at = time.perf_counter()
+            self._write_line(event="caching", phase="prepare", share=round(self._agreed_share(), 6))
+        if stop:
+            raise Interrupted
+
     def _orders(self, stage: Stage) -> list[float]:
         """What rank 0's clock says is due, for all ranks: to log, to save. And the share spent by now."""
         now, before = time.perf_counter(), self._share

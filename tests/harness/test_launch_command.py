@@ -8,11 +8,13 @@ import pytest
 
 from harness import store
 from harness.errors import HarnessError
-from harness.launch import command
+from harness.launch import command, worker
 from harness.launch.command import Asked
-from harness.launch.folders import Attempts
+from harness.launch.folders import Attempts, Batches
 from harness.launch.options import Launch
+from harness.launch.queue import Unreachable
 from harness.launch.standing import OVER, Seen
+from harness.signals import Stopper
 from harness.study import build
 from tests.harness.launched import Fake
 
@@ -37,7 +39,7 @@ def place(fake, tmp_path) -> store.Study:
 
 
 def states(place: store.Study) -> dict[str, str]:
-    return {f"{s.task.kind} {s.task.key[:4]}": s.state for s in command.standing(place)[1].values()}
+    return {f"{s.task.kind} {s.task.key[:4]}": s.state for s in command.looking(place).look().values()}
 
 
 def test_a_detached_study_is_submitted_and_known_by_its_folder_alone(place, fake):
@@ -71,7 +73,7 @@ def test_cancel_ends_everything_and_nothing_is_submitted_until_resume(place, fak
 
 
 def test_what_is_in_no_queue_yet_is_cancelled_as_well(place, fake):
-    mae = next(task for task in command.standing(place)[0].tasks if task.kind == "evaluate-1.0000")
+    mae = next(task for task in command.looking(place).tasks if task.kind == "evaluate-1.0000")
     claim = Attempts(place, mae).last()
     fake.seen[claim.batch, claim.index] = Seen(False, word="lost", kind="node")
     assert list(states(place).values()).count("waiting") == 1
@@ -79,7 +81,7 @@ def test_what_is_in_no_queue_yet_is_cancelled_as_well(place, fake):
     assert Attempts(place, mae).last().batch == command.NO_BATCH not in [claim.batch for claim in fake.cancelled]
     for seen_by in fake.cancelled:
         fake.seen[seen_by.batch, seen_by.index] = Seen(False, kind="cancelled")
-    standings = command.standing(place)[1].values()
+    standings = command.looking(place).look().values()
     assert {s.state for s in standings if s.task.key.startswith("mae")} <= {*OVER}
     assert {s.state for s in standings if s.task.key.startswith("ddae")} == {"queued"}
     with pytest.raises(HarnessError, match="unknown cell 'nae'"):
@@ -88,7 +90,7 @@ def test_what_is_in_no_queue_yet_is_cancelled_as_well(place, fake):
 
 def test_the_closing_job_makes_the_tables_when_nothing_is_left(place, fake, monkeypatch, capsys):
     monkeypatch.setattr(command.Truth, "complete", lambda self, task: True)
-    for task in command.standing(place)[0].tasks:
+    for task in command.looking(place).tasks:
         Attempts(place, task).ended(1, command.End(state="done"))
     command.close(place, fake.submitted[-1][0])
     said = capsys.readouterr().out
@@ -124,3 +126,61 @@ def test_status_where_the_queue_cannot_be_asked_shows_the_folder_and_says_so(pla
     monkeypatch.setattr(command, "_looker", unreachable)
     status, printed, _ = harness("status", place.path)
     assert status == 0 and "of its jobs nothing is known here: no squeue on this machine" in printed
+
+
+def test_a_cancel_in_an_outage_is_written_down_and_says_what_it_could_not_do(place, fake, monkeypatch):
+    def away(batches):
+        raise Unreachable("SLURM's controller does not answer")
+
+    look = fake.look
+    monkeypatch.setattr(fake, "look", away)
+    with pytest.raises(Unreachable, match="7 tasks are written down as cancelled") as told:
+        command.cancel(place, [])
+    assert f"harness cancel {place.path} again" in told.value.next_step
+    monkeypatch.setattr(fake, "look", look)
+    command.close(place, fake.submitted[-1][0])
+    assert len(fake.submitted) == 5 and len(fake.cancelled) == 7, "the next look ends what is still alive"
+
+
+def test_leaving_before_everything_is_submitted_says_so(place, fake, monkeypatch, capsys):
+    def left(*_):
+        raise KeyboardInterrupt
+
+    driver = command.looking(place)
+    monkeypatch.setattr(fake, "look", left)
+    with pytest.raises(KeyboardInterrupt):
+        command._brought(driver, detach=False)
+    assert "left before everything was submitted" in capsys.readouterr().out
+
+
+def test_a_user_who_leaves_later_is_told_that_jobs_go_on(place, fake, monkeypatch, capsys):
+    def once(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.launch.drive.time.sleep", once)
+    assert command.resume(place, detach=False) is None
+    assert "left: the jobs go on without this command" in capsys.readouterr().out
+
+
+def test_a_closing_job_that_fails_is_told_by_status_with_its_log(place, fake, harness, monkeypatch):
+    monkeypatch.setattr(command, "close", lambda *_: (_ for _ in ()).throw(HarnessError("unknown partition 'gpu'")))
+    closing = fake.submitted[-1][0]
+    assert worker.work(worker.Work(str(place.path), closing.name, 0, 1), Stopper()) == "failed"
+    for key in fake.seen:
+        fake.seen[key] = Seen(False, word="NODE_FAIL", kind="node")
+    _, printed, _ = harness("status", place.path)
+    assert "nothing of it is in the queue, and it is not complete" in printed
+    assert "the job that was to go on failed: unknown partition 'gpu'" in printed.replace("\n", " ")
+    folder = Batches(place).path(closing.name) / Batches(place).submitted(closing.name).job
+    folder.mkdir(parents=True)
+    (folder / "0_log.err").write_text("HarnessError: unknown partition\n")
+    status, printed, _ = harness("logs", place.path, "tables")
+    assert status == 0 and "HarnessError: unknown partition" in printed
+
+
+def test_status_waits_for_a_closing_job_that_is_alive(place, fake, harness):
+    closing = fake.submitted[-1][0].name
+    for key in fake.seen:
+        fake.seen[key] = Seen(key[0] == closing, word="pending", kind="node")
+    _, printed, _ = harness("status", place.path)
+    assert "the job that goes on is in the queue" in printed and "nothing of it" not in printed

@@ -188,3 +188,15 @@ def test_batches_are_known_with_their_ids(place):
     batches.write_submitted("b", Submitted(job="17", array=True))
     assert batches.submitted("b") == Submitted(job="17", array=True)
     assert folders.batch_name("x") != folders.batch_name("x")
+
+
+def test_turns_that_the_time_limit_ends_are_counted_until_the_task_gets_further(attempts):
+    for turn in (1, 2):
+        attempts.take(1, reached=5)
+        assert attempts.fruitless(5) == turn
+    attempts.take(1, reached=5)
+    assert attempts.fruitless(6) == 0, "it did get further in this one"
+    attempts.take(1, reached=6)
+    assert attempts.fruitless(6) == 1
+    attempts.take(2, reached=6)
+    assert attempts.fruitless(6) == 1, "another attempt begins anew"

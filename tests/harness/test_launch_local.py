@@ -11,8 +11,9 @@ import time
 import pytest
 
 from harness import store
+from harness.errors import HarnessError
 from harness.launch import local
-from harness.launch.folders import Batches, Claim
+from harness.launch.folders import Attempts, Batches, Claim
 from harness.launch.local import Local
 from tests.harness.launched import PRETRAIN, batch
 from tests.harness.test_launch_standing import ended_process
@@ -145,3 +146,40 @@ def test_a_study_is_brought_to_its_end_by_workers_and_not_begun_anew(tmp_path, h
     assert status == 0 and len(list(tmp_path.glob("s/jobs/*/batch.json"))) == 4, "everything is there"
     status, printed, _ = harness("logs", tmp_path / "s", "mae")
     assert status == 0 and printed.count("==> ") == 6, "output and errors of three jobs"
+
+
+def test_gpus_are_as_many_as_were_asked_for_and_no_more_than_there_are(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.devices(2) == ["0", "1"] and local.devices(0) == [""]
+    with pytest.raises(HarnessError, match="--gpus 5, and this machine has 4"):
+        local.devices(5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--partition", "p"], "--partition is for a cluster"),
+        (["--parallel", "2"], "--parallel is for a cluster"),
+        (["slurm.qos=normal"], "slurm.KEY=VALUE is for a cluster"),
+        (["cluster.mem=4G"], "cluster.mem is for a cluster"),
+    ],
+)
+def test_what_workers_here_would_ignore_is_refused(tmp_path, harness, words, said):
+    for action in ("run", "plan"):
+        command = [action, "--methods", "mae", "--budget", "4step", "--out", tmp_path, "--cluster", "local", *words]
+        status, printed, complained = harness(*command)
+        assert said in printed + complained and (action == "plan" or status == 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_of_another_command_is_seen_at_work(place):
+    import os
+    import socket
+
+    Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid()))
+    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for a device")
+    Attempts(place, PRETRAIN).take(1)
+    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (True, "running")

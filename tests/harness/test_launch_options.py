@@ -21,7 +21,7 @@ def no_profile(monkeypatch, tmp_path):
 
 def asked(*words: str, profile: str | None = None, **given: object):
     """The study and the launch of a command line."""
-    return _study(list(words), None, None, None, None, None, None, None, given, profile)
+    return _study(list(words), None, None, None, None, None, None, None, given, profile)[:2]
 
 
 def file(path, text: str) -> str:

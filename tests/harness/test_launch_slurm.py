@@ -235,3 +235,27 @@ def test_a_full_disk_while_a_batch_is_written_is_no_refusal_of_sbatch(place):
     made = SimpleNamespace(batch=nullcontext, submit=full)
     with pytest.raises(HarnessError, match=r"no space left to write .*/jobs/b\n.*quota"):
         submit.submit(place, batch("b", PRETRAIN), [1], made, Table())
+
+
+def test_what_sbatch_did_not_refuse_itself_is_looked_for_in_the_queue(given):
+    """It was submitted, and its answer could not be read."""
+    error, _, submitted = given("echo 'a word of the site'")
+    assert "sbatch refused" in str(error) and submitted is None
+    error, calls, submitted = given("echo 'a word of the site'", "echo '88_1|PENDING|None||harness-new'")
+    assert (error, calls, submitted) == (None, 2, Submitted(job="88", array=True)), "one call each"
+
+
+@pytest.mark.parametrize(
+    ("row", "by_limit"), [("57:50|1:00:00", True), ("50:00|1:00:00", False), ("50:00|UNLIMITED", False), ("", False)]
+)
+def test_a_job_knows_whether_its_time_is_up(tmp_path, monkeypatch, row, by_limit):
+    programs(tmp_path / "bin", monkeypatch, squeue=f"echo '{row}'")
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: SimpleNamespace(job_id="7"))
+    assert submit.by_time_limit(60) == by_limit
+
+
+def test_too_little_memory_is_told_with_what_to_change(place):
+    found = Slurm(place, Launch(mem="8G"), 0, None)._dead(
+        Claim(attempt=1, batch="b", index=0), "OUT_OF_MEMORY", "0:125"
+    )
+    assert found.kind == "memory" and "cluster.mem=8G was too little" in found.word and "a larger" in found.word

@@ -207,8 +207,8 @@ def test_a_reader_is_evaluated_although_the_evaluation_of_its_source_failed(worl
 
 def test_one_whose_need_did_not_come_waits_for_the_next_at_no_cost(world):
     for number in range(1, 6):
-        claim = attempt(world.place, EVALUATE, number)
-        world.sees(claim, Seen(False, word="CANCELLED", kind="cancelled"))  # by SLURM: the dependency was not fulfilled
+        attempt(world.place, PRETRAIN, number, End(state="failed", kind="node"))
+        chained(world, number, after=number)  # by SLURM: the dependency was not fulfilled
         assert world.state(EVALUATE) == "waiting"
     assert Attempts(world.place, EVALUATE).end(5).kind == "dependency"
     attempt(world.place, EVALUATE, 6, End(state="stopped", kind="dependency", message="not pre-trained"))
@@ -304,3 +304,54 @@ def test_whether_a_process_lives():
     assert not lives(zombie.pid)
     zombie.stdout.close()
     zombie.wait()
+
+
+def chained(world: World, number: int, after: int) -> None:
+    """An evaluation that was to come after that attempt at the run, and that SLURM shows as cancelled."""
+    world.sees(attempt(world.place, EVALUATE, number, after=after), Seen(False, word="CANCELLED", kind="cancelled"))
+
+
+def test_a_person_may_cancel_what_waits_for_a_run_that_is_alive(world):
+    world.sees(attempt(world.place, PRETRAIN, 1), RUNNING)
+    chained(world, 1, after=1)
+    assert [s.state for s in world.look().values()] == ["running", "cancelled", "waiting"]
+
+
+def test_also_where_that_run_has_saved_itself_and_goes_back_into_the_queue(world):
+    world.sees(attempt(world.place, PRETRAIN, 1, End(state="stopped", kind="signal")), RUNNING)
+    chained(world, 1, after=1)
+    assert world.state(EVALUATE) == "cancelled"
+
+
+def test_what_slurm_ended_with_its_need_is_no_persons_doing_although_the_next_attempt_came_through(world):
+    attempt(world.place, PRETRAIN, 1, End(state="failed", kind="node"))
+    attempt(world.place, PRETRAIN, 2, End(state="done"))
+    world.complete.add(PRETRAIN.name)
+    chained(world, 1, after=1)
+    assert world.state(EVALUATE) == "missing"
+    assert Attempts(world.place, EVALUATE).end(1).kind == "dependency"
+
+
+def test_and_it_is_not_judged_before_it_is_certain_what_became_of_its_need(world):
+    attempt(world.place, PRETRAIN, 1)  # nobody knows it any more
+    chained(world, 1, after=1)
+    assert (world.state(EVALUATE), world.why(EVALUATE)) == ("queued", UNSEEN)
+    world.now = TWICE_S
+    assert world.state(EVALUATE) == "waiting"
+    assert Attempts(world.place, EVALUATE).end(1).kind == "dependency"
+
+
+@pytest.mark.parametrize("kind", ["memory", "no progress"])
+def test_what_would_end_in_the_same_way_again_fails_at_once_unless_it_got_further(world, kind):
+    world.fails(1, End(state="failed", kind=kind))
+    assert world.state() == "failed"
+    world.gets_to(100)
+    assert world.state() == "missing"
+
+
+def test_the_work_of_another_executor_is_over_whoever_has_its_number_now(world):
+    claim = attempt(world.place, PRETRAIN, 1)
+    Batches(world.place).write(batch(claim.batch, PRETRAIN, executor="another"))
+    world.sees(claim, RUNNING)  # a job of another study, say
+    assert world.state() == "missing"
+    assert "begun in another way" in Attempts(world.place, PRETRAIN).end(1).message

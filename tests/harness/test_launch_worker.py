@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from harness import store
 from harness.display import Plain
 from harness.errors import HarnessError
+from harness.files import write_atomic
 from harness.launch import worker
+from harness.launch.command import LAUNCH
 from harness.launch.folders import Attempts, Batches, Claim, End, Superseded
 from harness.launch.tasks import graph
 from harness.launch.worker import Work, work
@@ -158,18 +162,60 @@ def test_the_work_is_done_once_and_the_time_in_the_queue_stands_in_the_ledger(wo
     assert world.record.read_bytes() == before and world.end(number=2).state == "done"
 
 
-def test_only_the_first_of_several_processes_takes_the_task(world, trains, monkeypatch):
-    class Second:
-        first = False
+class Second:
+    """The second of two processes; the first one told it `said`."""
 
+    first, rank, world = False, 1, 2
+
+    def __init__(self, said: str = "") -> None:
+        self.said = said
+
+    def told(self, thing: str) -> str:
+        return self.said
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """This process is the second of its job."""
+
+    def be(said: str = "") -> None:
+        monkeypatch.setattr(worker, "ranks", Second)
+        monkeypatch.setattr(worker, "joined", lambda: nullcontext(Second(said)))
+
+    return be
+
+
+def test_only_the_first_of_several_processes_takes_the_task(world, trains, second):
     guards = []
     trains(lambda guard, waited_s: (guard(), guards.append(guard)))
     first = Attempts(world.place, world.tasks["pretrain"]).take(1)
-    monkeypatch.setattr(worker, "ranks", Second)
+    second()
     assert work(world.claim(), Stopper()) == "done"
     assert world.end() is None, "nor writes how it ended"
     first()
     assert guards[0].path is None
+
+
+@pytest.mark.parametrize("said", ["superseded", "complete"])
+def test_the_others_do_not_wait_for_a_first_one_that_has_nothing_to_do(world, trains, second, said):
+    trains(lambda *_: pytest.fail("it worked"))
+    second(said)
+    assert work(world.claim(), Stopper()) == "done"
+
+
+@pytest.mark.parametrize(("by_limit", "failed"), [(True, True), (False, False)])
+def test_an_evaluation_that_no_time_limit_is_long_enough_for_fails(world, monkeypatch, by_limit, failed):
+    """Its turns end one after another, and none brings anything to its end."""
+    write_atomic(world.place.path / LAUNCH, '{"launch": {"time": "10min", "tries": 3}, "data_dir": null}')
+    monkeypatch.setattr("harness.launch.submit.by_time_limit", lambda signal_s: by_limit)
+    item = world.claim("evaluate")
+    for turn in (1, 2, 3):
+        Attempts(world.place, world.tasks["evaluate"]).take(1)
+        Attempts(world.place, world.tasks["evaluate"]).ended(1, End(state="stopped", kind="signal"))
+        assert worker.fruitless(item) == (failed and turn == 3)
+    end = world.end("evaluate")
+    assert end.kind == ("no progress" if failed else "signal")
+    assert not failed or ("3 turns one after another" in end.message and "--time" in end.message)
 
 
 def test_time_in_the_queue_is_not_taken_for_work_that_was_lost(toy_run):

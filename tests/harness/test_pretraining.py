@@ -14,7 +14,7 @@ from harness.errors import Diverged, HarnessError
 from harness.method import Augment, Batch, Loss
 from harness.rng import Rng
 from harness.store import RunFolder
-from harness.train import pretraining
+from harness.train import latents, pretraining
 from harness.train import stage as stage_module
 from harness.train.optim import rate
 from harness.train.pretraining import Interrupted, Pretraining
@@ -300,6 +300,29 @@ def test_a_run_that_diverges_names_the_step_and_keeps_its_good_weights(
     saved, _ = checkpoint.load_latest(run.folder.checkpoints, "cpu")
     assert saved["counters"][0] <= 15
     assert all(tensor.isfinite().all() for tensor in saved["method"].values())
+
+
+def test_a_wish_to_stop_is_honoured_while_latents_are_made_and_the_time_is_booked(
+    toy_run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the part that is trained first and the first step on its latents; the log has seen the time."""
+    monkeypatch.setattr(latents, "CHUNK", 10)
+    chunks = []
+
+    class Slow(ToyLatent):
+        def cached(self, images):
+            CLOCK.now += 1.0
+            chunks.append(len(images))
+            return super().cached(images)
+
+    first = toy_run("40step", Slow, should_stop=lambda: len(chunks) > 4)
+    with pytest.raises(Interrupted):
+        first.run()
+    assert first.stage.name == "prepare" and first.step == 10, "it had begun to make them"
+    assert "caching" in [line.get("event") for line in log_lines(first)]
+    second = toy_run("40step", Slow)
+    second.run()
+    assert second.step == 40 and second.ledger.snapshot()["lost"] == pytest.approx(4.0, abs=1.5)
 
 
 # -- surroundings -----------------------------------------------------------------------------------------------------

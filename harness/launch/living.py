@@ -1,0 +1,55 @@
+"""A study is run in one way at a time: work of it that is alive in another way is found, and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from harness import store
+from harness.errors import HarnessError
+from harness.launch import queue
+from harness.launch.folders import Attempts, Batches, Claim
+from harness.launch.options import Launch
+from harness.launch.slurm import Slurm
+from harness.launch.tasks import Task, graph
+from harness.resolve import Job
+from harness.study import Study
+
+
+def refuse_living(place: store.Study, study: Study, todo: Collection[Job]) -> None:
+    """Raise HarnessError where SLURM has living jobs of these runs, or where nobody can say that it has none.
+
+    For work on this machine. Two processes that train one run would each write over what the other wrote.
+    """
+    if not (place.path / "jobs").is_dir():
+        return
+    open_ones = [(task, claim) for task in graph(study, todo) if (claim := _in_slurm(place, task)) is not None]
+    if not open_ones:
+        return
+    if not queue.here():
+        unended = [task for task, claim in open_ones if Attempts(place, task).end(claim.attempt) is None]
+        if unended:
+            raise _refusal(place, unended, "were submitted to SLURM and have not ended, and it cannot be asked here")
+        return
+    seen = Slurm(place, Launch(), 0, None).look({claim.batch for _, claim in open_ones})
+    alive = [task for task, claim in open_ones if (job := seen(claim)) is not None and job.alive]
+    if alive:
+        raise _refusal(place, alive, "have jobs in the queue")
+
+
+def _in_slurm(place: store.Study, task: Task) -> Claim | None:
+    """The task's newest claim, where it went to SLURM and did not come to its end there."""
+    claim = Attempts(place, task).last()
+    batch = None if claim is None else Batches(place).read(claim.batch)
+    if batch is None or batch.executor != Slurm.name:
+        return None
+    end = Attempts(place, task).end(claim.attempt)
+    return None if end is not None and end.state == "done" else claim
+
+
+def _refusal(place: store.Study, tasks: list[Task], what: str) -> HarnessError:
+    first = tasks[0].label or tasks[0].name
+    return HarnessError(
+        f"{len(tasks)} tasks of the study {place.path} {what}: {tasks[0].stage} {first}{' ...' if tasks[1:] else ''}",
+        "a study that is run in one way at a time",
+        f"`harness resume {place.path}` goes on with its jobs; `harness cancel {place.path}` ends them first",
+    )
