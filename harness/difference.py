@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,8 @@ UNPAIRED = "Welch's t over seeds"
 class Measured:
     """One method's number for each of its seeds, and for each seed which test images were guessed right."""
 
-    values: Mapping[int, float]  # by seed
-    hits: Mapping[int, NDArray[np.float64]] | None = None  # [n] in [0, 1] by seed; the mean is the value / `scale`
+    values: Mapping[Hashable, float]  # by seed
+    hits: Mapping[Hashable, NDArray[np.float64]] | None = None  # [n] in [0, 1] by seed; the mean is the value / `scale`
     scale: float = 100.0  # from the share of images to the value
 
 
@@ -52,7 +52,7 @@ class Difference:
 
 def difference(one: Measured, other: Measured) -> Difference | None:
     """`one` minus `other`; None where nothing says how far chance goes: one seed, and no images."""
-    seeds = sorted(set(one.values) & set(other.values))
+    seeds = [seed for seed in one.values if seed in other.values]
     if not seeds:
         return _unpaired(one, other)
     gaps = [one.values[seed] - other.values[seed] for seed in seeds]
@@ -68,7 +68,7 @@ def difference(one: Measured, other: Measured) -> Difference | None:
     return Difference(mean, mean - half, mean + half, SEEDS)
 
 
-def _images(one: Measured, other: Measured, seeds: Sequence[int]) -> NDArray[np.float64] | None:
+def _images(one: Measured, other: Measured, seeds: Sequence[Hashable]) -> NDArray[np.float64] | None:
     """[seeds, n] differences image by image; None where a record does not keep them."""
     if one.hits is None or other.hits is None or one.scale != other.scale:
         return None

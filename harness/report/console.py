@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.report.format import MISSING
-from harness.report.layout import Section, Table, footnotes, shown
+from harness.report.layout import Cell, Section, Table, footnotes, shown
 from harness.report.tables import of_study
 from harness.store import Study
 
@@ -77,7 +77,7 @@ def _widths(section: Section, letters: Mapping[str, str]) -> list[_Width]:
     found = []
     for j, column in enumerate(section.columns):
         head = _marked(column.title, column.notes, letters)
-        values = [_marked(row.cells[j].text, row.cells[j].notes, letters) for row in section.rows]
+        values = [_shown(row.cells[j], letters) for row in section.rows]
         words = [word for text in [head, *values] for word in text.split()]
         whole = values if column.numeric or j == 0 else []
         least = max(map(len, [*words, *whole]))
@@ -109,9 +109,13 @@ def _grid(section: Section, widths: list[int], letters: Mapping[str, str], tall:
         grid.add_column(text(column.title, column.notes), justify=side, overflow="fold", width=width)
     for row in section.rows:
         first, *others = row.cells
-        cells = [text(cell.text, cell.notes, "bold red" if cell.flag else "") for cell in others]
+        cells = [Text(_shown(cell, letters), style="bold red" if cell.flag else "") for cell in others]
         grid.add_row(text(first.text, first.notes), *cells, style="" if tall else STYLES[row.kind])
     return grid
+
+
+def _shown(cell: Cell, letters: Mapping[str, str]) -> str:
+    return _marked(f"*{cell.text}" if cell.best else cell.text, cell.notes, letters)
 
 
 def _marked(said: str, notes: Sequence[str], letters: Mapping[str, str]) -> str:

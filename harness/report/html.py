@@ -28,6 +28,7 @@ tbody th { font-weight: 600; position: sticky; left: 0; background: Canvas; }
 tr.untrained > *, tr.reference > *, tr.unfinished > * { background: var(--band); color: var(--soft); }
 tr.unfinished > * { font-style: italic; }
 tr.untrained > th, tr.reference > th, tr.unfinished > th { font-weight: 400; }
+td.best { font-weight: 700; }
 td.flag { color: var(--warn); font-weight: 600; }
 figure { display: inline-block; margin: .6rem 1rem .6rem 0; }
 figure img { max-width: 100%; border: 1px solid var(--line); }
@@ -70,7 +71,7 @@ def _section(section: Section, letters: Mapping[str, str]) -> list[str]:
         first, *others = row.cells
         cells = [f'<th scope="row">{_text(first.text, first.notes, letters)}</th>']
         cells += [
-            f"<td{_class(column.numeric, cell.flag)}>{_text(cell.text, cell.notes, letters)}</td>"
+            f"<td{_class(column.numeric, cell.flag, cell.best)}>{_text(cell.text, cell.notes, letters)}</td>"
             for column, cell in zip(section.columns[1:], others, strict=True)
         ]
         lines.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
@@ -83,8 +84,8 @@ def _section(section: Section, letters: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _class(numeric: bool, flag: bool = False) -> str:
-    words = (["number"] if numeric else []) + (["flag"] if flag else [])
+def _class(numeric: bool, flag: bool = False, best: bool = False) -> str:
+    words = [word for word, holds in {"number": numeric, "flag": flag, "best": best}.items() if holds]
     return f' class="{" ".join(words)}"' if words else ""
 
 

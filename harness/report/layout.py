@@ -18,6 +18,7 @@ class Cell:
     half: str | None = None  # half-width of the interval, already in `text`
     notes: tuple[str, ...] = ()
     flag: bool = False  # to be seen at a glance: a method that does not beat its references
+    best: bool = False  # of its column, and told apart from the next
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from harness import hits
+from harness.difference import Measured
 from harness.records import EvalRecord, Number
 from harness.report.format import MISSING
 from harness.report.layout import Kind
 from harness.report.sections import Records, Trial
 from harness.stats import mean_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SAW_LABELS = "saw labels in pre-training: no rival of the label-free rows"
 FLOOR = "raw pixels"  # what a representation has to beat; "real images" are a bound, not a rival
@@ -33,6 +40,7 @@ class Line:
     seeds: str = MISSING
     records: list[Records] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    trials: list[Trial] = field(default_factory=list)
     state: str = ""  # what stands in place of numbers
     rivals: dict[str, Line] = field(default_factory=dict)
 
@@ -42,6 +50,19 @@ class Line:
 
     def numbers(self, place: Place) -> list[Number]:
         return [n for r in self.evals(place) for n in r.numbers.values() if n.title == place.title]
+
+    def measured(self, place: Place) -> Measured:
+        """The number of each seed, with which test images were guessed right where every record knows."""
+        values: dict[Hashable, float] = {}
+        right: dict[Hashable, NDArray[np.float64]] = {}
+        for i, record in enumerate(self.evals(place)):
+            number = next(n for n in record.numbers.values() if n.title == place.title)
+            seed: Hashable = i if record.cell is None else record.cell.seed
+            seed = (seed, i) if seed in values else seed  # several runs of one seed
+            values[seed] = number.value
+            if number.hits is not None:
+                right[seed] = hits.share(number.hits, number.n)
+        return Measured(values, right if right.keys() == values.keys() else None)
 
     def mean(self, place: Place) -> float | None:
         numbers = self.numbers(place)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def markdown(tables: Sequence[Table]) -> str:
             parts += [f"### {_md(section.heading)}"]
             parts += [f"Conditions: {_md(section.conditions)}."] if section.conditions else []
             aligned = ["right" if column.numeric else "left" for column in section.columns]
-            frame = _frame(section, letters, _md, lambda letter: f"<sup>{letter}</sup>")
+            frame = _frame(section, letters, _MARKDOWN)
             parts.append(frame.to_markdown(index=False, tablefmt="pipe", colalign=aligned, disable_numparse=True))
             parts += [f"Note: {_md(remark)}" for remark in section.remarks]
             parts += [
@@ -88,7 +89,7 @@ def latex(tables: Sequence[Table]) -> str:
     for table in tables:
         letters = footnotes(table)
         for section in shown(table):
-            frame = _frame(section, letters, _tex, lambda letter: f"\\textsuperscript{{{letter}}}")
+            frame = _frame(section, letters, _LATEX)
             form = "".join("r" if column.numeric else "l" for column in section.columns)
             body = frame.to_latex(index=False, escape=False, column_format=form).strip()
             said = [f"Conditions: {section.conditions}."] if section.conditions else []
@@ -115,17 +116,25 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
 }
 
 
-def _frame(
-    section: Section, letters: Mapping[str, str], escape: Callable[[str], str], raised: Callable[[str], str]
-) -> pandas.DataFrame:
+@dataclass(frozen=True)
+class Writing:
+    """How a format writes text as it is, a raised letter, and the best of a column."""
+
+    plain: Callable[[str], str]
+    raised: Callable[[str], str]
+    bold: Callable[[str], str]
+
+
+def _frame(section: Section, letters: Mapping[str, str], writing: Writing) -> pandas.DataFrame:
     """The section as text, with the letters of its footnotes."""
     import pandas
 
-    def text(said: str, notes: Sequence[str]) -> str:
-        return escape(said) + (raised(",".join(letters[note] for note in notes)) if notes else "")
+    def text(said: str, notes: Sequence[str], best: bool = False) -> str:
+        written = writing.bold(writing.plain(said)) if best else writing.plain(said)
+        return written + (writing.raised(",".join(letters[note] for note in notes)) if notes else "")
 
     head = [text(column.title, column.notes) for column in section.columns]
-    rows = [[text(cell.text, cell.notes) for cell in row.cells] for row in section.rows]
+    rows = [[text(cell.text, cell.notes, cell.best) for cell in row.cells] for row in section.rows]
     return pandas.DataFrame(rows, columns=head, dtype=str)
 
 
@@ -156,3 +165,7 @@ _TEX = {
 
 def _tex(text: str) -> str:
     return "".join(_TEX.get(sign, sign) for sign in " ".join(text.split()))
+
+
+_MARKDOWN = Writing(_md, lambda letter: f"<sup>{letter}</sup>", lambda text: f"**{text}**")
+_LATEX = Writing(_tex, lambda letter: f"\\textsuperscript{{{letter}}}", lambda text: f"\\textbf{{{text}}}")

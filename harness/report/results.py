@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.records import EvalRecord
+from harness.report.best import REMARK, best
 from harness.report.format import MISSING, fixed
 from harness.report.layout import Cell, Column, Picture, Row, Section, hoist_notes
 from harness.report.lines import FLOOR, Line, Place, notes, per_eval, seeds_text, state
@@ -32,11 +33,11 @@ def sections(
     table: str, trials: Sequence[Trial], references: Sequence[EvalRecord], titles: Mapping[str, str]
 ) -> tuple[Section, ...]:
     groups = split(trials, lambda trial: of_trial(trial, table))
-    return tuple(_Builder(table, group, references, titles).section() for group in groups)
+    return tuple(Builder(table, group, references, titles).section() for group in groups)
 
 
-class _Builder:
-    """One section of one table."""
+class Builder:
+    """One section of one table: its rows and columns, and what stands in a cell."""
 
     def __init__(self, table: str, group: Group, references: Sequence[EvalRecord], titles: Mapping[str, str]) -> None:
         self.table, self.group = table, group
@@ -46,11 +47,13 @@ class _Builder:
         self.lines += self._of_references(references)
         self._set_rivals()
         self.places = self._places()
+        self.best = {place: found for place in self.places if (found := best(self.lines, place)) is not None}
+        self.remarks += [REMARK] if self.best else []
         self.remarks += self._said_of_all()
 
     def section(self) -> Section:
         """The section, with notes that a whole column shares at the column's head."""
-        columns = [Column("method", numeric=False), Column("seeds"), *map(self._column, self.places)]
+        columns = [Column("method", numeric=False), Column("seeds"), *map(self.column, self.places)]
         closing = self._closing()
         if not self.places:
             columns.append(Column("state", numeric=False))
@@ -77,7 +80,7 @@ class _Builder:
         if finished:
             records = [self._admitted(trial.final, name) for trial in finished]
             marked = name + mark(finished[0].run)
-            lines.append(Line("method", marked, seeds_text(finished, trials), records, notes(finished)))
+            lines.append(Line("method", marked, seeds_text(finished, trials), records, notes(finished), finished))
         untrained = [found for t in trials if (found := self._admitted(t.untrained, f"{name}, untrained"))]
         if untrained:
             lines.append(Line("untrained", f"{name}, untrained", str(len(untrained)), untrained))
@@ -87,7 +90,7 @@ class _Builder:
             if not trial.finished:
                 said = (trial.run.message,) if trial.run.message else ()
                 title = f"{name}{mark(trial.run)}, seed {trial.run.cell.seed}"
-                lines.append(Line("unfinished", title, notes=said, state=state(trial)))
+                lines.append(Line("unfinished", title, notes=said, trials=[trial], state=state(trial)))
         return lines
 
     def _of_references(self, references: Sequence[EvalRecord]) -> list[Line]:
@@ -155,7 +158,7 @@ class _Builder:
         own = self.group.dataset
         return sorted(order, key=lambda p: (p.eval, p.dataset != own, p.dataset, order[p], p.title))
 
-    def _column(self, place: Place) -> Column:
+    def column(self, place: Place) -> Column:
         number = next(n for line in self.lines for n in line.numbers(place))
         title = place.title
         if place.dataset != self.group.dataset:
@@ -180,11 +183,11 @@ class _Builder:
 
     def _cells(self, line: Line, closing: Iterable[Callable[[Line], Cell]]) -> list[Cell]:
         cells = [Cell(line.label, notes=line.notes), Cell(line.seeds)]
-        cells += [self._result(line, place) for place in self.places]
+        cells += [self.result(line, place) for place in self.places]
         cells += [] if self.places else [Cell(line.state or "not evaluated")]
         return cells + [Cell() if line.state else make(line) for make in closing]
 
-    def _result(self, line: Line, place: Place) -> Cell:
+    def result(self, line: Line, place: Place) -> Cell:
         if line.state:
             return Cell(line.state)
         numbers = line.numbers(place)
@@ -201,7 +204,10 @@ class _Builder:
         if len(numbers) == 1 and numbers[0].half is not None:
             text = f"{plain} (± {fixed(numbers[0].half, digits)})"
         beaten = any(self._not_better(line, rival, place) for rival in line.rivals.values())
-        return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten)
+        first = self.best.get(place)
+        leads = first is not None and first.line is line and not beaten
+        said += [first.note(digits)] if leads else []
+        return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten, best=leads)
 
     def _not_better(self, line: Line, rival: Line, place: Place) -> bool | None:
         """Whether the line's mean is no better than the rival's; None when they cannot be compared."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.files import write_atomic
 from harness.records import EvalRecord, RunRecord
-from harness.report import clock, results, targets
+from harness.report import clock, overall, results, targets
 from harness.report.layout import Section, Table
 from harness.report.sections import gather
 from harness.store import Study
@@ -49,6 +49,13 @@ RESULTS = {  # by the `table` of a Number
     "generation": ("Generation", GENERATION),
     "cost": ("Cost", COST),
 }
+OVERALL = (
+    "Each kind of result by its first number. A rank is the places that a method may have: behind every method that it "
+    "can be told to be behind at 95 %, each pair by itself (paired bootstrap over test images with the scatter over "
+    "seeds where records keep which images were guessed right, else t over seeds). Mean rank: of the middles of those "
+    "places. "
+    f"{SEEDS} {ABSENT}"
+)
 ALWAYS = ("representation", "generation")  # shown also where nothing was measured yet
 TO_TARGET = (
     "What a run had spent when its quick evals first reached a target, interpolated linearly between snapshots; inf: "
@@ -81,6 +88,9 @@ def build(
         for name, (title, caption) in RESULTS.items()
         if name in ALWAYS or name in measured
     ]
+    ranked = overall.sections(trials, references, titles)
+    if ranked:
+        tables.insert(0, ("Overall", OVERALL, ranked))
     if wanted:
         tables.append(("To target", TO_TARGET, targets.sections(trials, wanted, titles)))
     tables.append(("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)))

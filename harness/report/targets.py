@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 from harness.errors import HarnessError, unknown
-from harness.records import EvalRecord, Number, Spend
+from harness.records import Spend
 from harness.report import format as fmt
+from harness.report.curves import conditions, curve, number, reached
 from harness.report.layout import Cell, Column, Row, Section, hoist_notes
 from harness.report.lines import notes, seeds_text, state
-from harness.report.sections import Conditions, Group, Trial, describe, differences, label, mark, of_eval, of_run, split
+from harness.report.sections import Conditions, Group, Trial, describe, label, mark, of_run, split
 from harness.stats import mean_interval
 
 SIGNS = {"higher": "≥", "lower": "≤"}
@@ -78,21 +78,9 @@ def sections(trials: Sequence[Trial], targets: Sequence[Target], titles: Mapping
     return tuple(_section(group, targets, titles) for group in groups)
 
 
-def _number(record: EvalRecord, target: Target) -> Number | None:
-    if record.eval == target.name:
-        return next(iter(record.numbers.values()), None)
-    return record.numbers.get(target.name)
-
-
 def _conditions(trial: Trial, targets: Sequence[Target]) -> Conditions:
     """Those of the run and of its newest quick evals that the targets read."""
-    found: Conditions = {}
-    for record in reversed(trial.evals):  # the newest is last, and counts
-        for target in targets:
-            number = _number(record, target) if record.cheap else None
-            if number:
-                found = of_eval(record, number.table) | found
-    return found | of_run(trial.run)
+    return conditions(trial, [target.name for target in targets]) | of_run(trial.run)
 
 
 class Line(NamedTuple):
@@ -110,7 +98,7 @@ def _section(group: Group, targets: Sequence[Target], titles: Mapping[str, str])
     columns = [Column("method", numeric=False), Column("seeds")]
     rows = [[Cell(line.name, notes=line.notes), Cell(line.seeds)] for line in lines]
     for target in targets:
-        numbers = [n for t in group.trials for r in t.evals if r.cheap and (n := _number(r, target))]
+        numbers = [n for t in group.trials for r in t.evals if r.cheap and (n := number(r, target.name))]
         if not numbers:
             continue
         goal = f"{numbers[0].title} {SIGNS[numbers[0].better]} {target.value:g}"
@@ -136,34 +124,9 @@ def _lines(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> list
     return lines
 
 
-NEVER = Spend(device_s=math.inf, flop=math.inf, img=math.inf)
-
-
 def _reached(trial: Trial, target: Target, group: Group) -> Spend | None:
     """The meter where the quick curve first crosses the target; NEVER, or None where there is no curve."""
-    curve: dict[str, tuple[float, Spend]] = {}
-    better = "higher"
-    for record in trial.evals:
-        number = _number(record, target) if record.cheap and record.share is not None else None
-        at = trial.run.snapshots.get(f"{record.share:.4f}") if number else None
-        if number and at and not differences(of_eval(record, number.table), group.conditions):
-            curve[f"{record.share:.4f}"], better = (number.value, at), number.better
-    if not curve:
-        return None
-    sign = 1 if better == "higher" else -1
-    points = [(sign * (value - target.value), at) for _, (value, at) in sorted(curve.items())]
-    if points[0][0] >= 0:
-        return points[0][1]
-    for (below, before), (above, after) in pairwise(points):
-        if above >= 0:
-            return _between(before, after, below / (below - above))
-    return NEVER
-
-
-def _between(before: Spend, after: Spend, way: float) -> Spend:
-    """The meter at `way` in [0, 1] from one snapshot to the next."""
-    pairs = zip(before.model_dump().items(), after.model_dump().values(), strict=True)
-    return Spend(**{name: low + way * (high - low) for (name, low), high in pairs})
+    return reached(*curve(trial, target.name, group.conditions), target.value)
 
 
 def _cell(line: Line, spent: Sequence[Spend | None], price: Price, unit: str) -> Cell:

@@ -1,0 +1,233 @@
+"""Races: methods on one data set, size and budget, with a curve of quality against cost for every seed.
+
+A curve is made of the snapshots of one run (its rate is still high at the early ones), or of a ladder of budgets, each
+with a run of its own that was annealed to its end (card evaluation, section 8, "Matched budgets").
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harness.errors import HarnessError, unknown
+from harness.records import RunRecord, Spend
+from harness.report import format as fmt
+from harness.report.curves import Point, conditions, curve, joules, mean_quality, number, reached, value_at
+from harness.report.lines import state
+from harness.report.sections import Conditions, Group, Trial, describe, label, mark, of_eval, of_run, split
+
+Source = Literal["snapshots", "ladder"]
+
+
+class Priced(Spend):
+    """The meter with energy; nan where the run's is not known."""
+
+    joules: float = math.nan
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One way to count cost."""
+
+    name: str
+    title: Callable[[str], str]  # of the unit of time of a column
+    plain: str
+    of: Callable[[Spend], float]
+    show: Callable[[float, str], str]
+    amount: str  # how one is said: {} of its unit
+
+
+def _counted(value: float, unit: str) -> str:
+    return fmt.count(value)
+
+
+AXES = {
+    axis.name: axis
+    for axis in (
+        Axis("time", lambda unit: f"time, {unit}", "time, s", lambda at: at.wall_s, fmt.duration, "{} {}"),
+        Axis(
+            "gpu-h",
+            lambda unit: f"device time, {unit}",
+            "device s",
+            lambda at: at.device_s,
+            fmt.duration,
+            "{} {} of device time",
+        ),
+        Axis("flop", lambda unit: "FLOP", "FLOP", lambda at: at.flop, _counted, "{} FLOP"),
+        Axis("energy", lambda unit: "energy, J", "J", lambda at: at.joules, _counted, "{} J"),
+        Axis("img", lambda unit: "images", "images", lambda at: at.img, _counted, "{} images"),
+    )
+}
+
+
+@dataclass
+class Entrant:
+    """A method's row in a race."""
+
+    name: str
+    method: str
+    curves: dict[int, list[Point]] = field(default_factory=dict)  # by seed
+    notes: list[str] = field(default_factory=list)
+
+    def prices(self, axis: Axis, better: str, target: float) -> dict[int, float]:
+        """What reaching the target cost, by seed; infinite where a run never did."""
+        found = {seed: reached(points, better, target) for seed, points in self.curves.items()}
+        return {seed: math.inf if math.isinf(at.flop) else axis.of(at) for seed, at in found.items() if at}
+
+    def at_cost(self, axis: Axis, cost: float) -> dict[int, float]:
+        """The quality at that cost, by seed."""
+        return {seed: value_at(points, cost, axis.of) for seed, points in self.curves.items()}
+
+    def areas(self, axis: Axis, cost: float) -> dict[int, float]:
+        """The mean quality up to that cost, by seed."""
+        return {seed: mean_quality(points, cost, axis.of) for seed, points in self.curves.items()}
+
+    def ends(self, axis: Axis) -> list[float]:
+        return [axis.of(points[-1].at) for points in self.curves.values()]
+
+
+@dataclass
+class Race:
+    heading: str
+    said: str  # conditions
+    metric: str  # the number's title
+    better: str
+    entrants: list[Entrant]
+    source: Source
+    digits: int = 1
+    remarks: list[str] = field(default_factory=list)
+
+    def common(self, axis: Axis) -> float | None:
+        """The largest cost that every run reached; None where it is not known of every run."""
+        ends = [end for entrant in self.entrants for end in entrant.ends(axis)]
+        least = min(ends, default=math.nan)
+        return None if any(map(math.isnan, ends)) or not least > 0 else least
+
+    def means(self, which: int) -> list[float]:
+        """Of each entrant, the mean over seeds of the first (0) or last (-1) point."""
+        return [statistics.fmean(points[which].value for points in e.curves.values()) for e in self.entrants]
+
+
+def races(
+    trials: Sequence[Trial], methods: Sequence[str], metric: str, source: str | None, titles: Mapping[str, str]
+) -> list[Race]:
+    """Every race that two of `methods` are in, by `metric`: the name of an eval (its first number) or of a number.
+
+    `source` None: snapshots where they have the metric, else the ladder. Raises HarnessError where there is no race.
+    """
+    known = sorted({trial.run.cell.method for trial in trials})
+    for name in methods:
+        if name not in known:
+            raise unknown("method", name, known, "of the studies that are compared; --study names others")
+    mine = [trial for trial in trials if trial.run.cell.method in methods]
+    quick = any(number(record, metric) for trial in mine for record in trial.evals if record.cheap)
+    source = source or ("snapshots" if quick else "ladder")
+    found = _of_snapshots(mine, metric, titles) if source == "snapshots" else _of_ladder(mine, metric, titles)
+    found = [race for race in found if len({entrant.method for entrant in race.entrants}) > 1]
+    if not found:
+        raise _no_race(mine, metric, source)
+    return found
+
+
+def _of_snapshots(trials: Sequence[Trial], metric: str, titles: Mapping[str, str]) -> Iterable[Race]:
+    for group in split(trials, lambda trial: conditions(trial, [metric]) | of_run(trial.run)):
+        race = _opened(group, "snapshots")
+        for seeds in group.methods():
+            entrant = _entrant(seeds, group, titles)
+            for trial in seeds:
+                points, better = curve(trial, metric, group.conditions) if trial.finished else ([], race.better)
+                if points:
+                    race.better = better
+                    _enter(entrant, trial, [_priced(trial.run, point) for point in points])
+                else:
+                    race.remarks.append(f"{entrant.name}, seed {trial.run.cell.seed}: {_absent(trial)}")
+            race.entrants += [entrant] if entrant.curves else []
+        _describe(race, group, [r for t in group.trials for r in t.evals if r.cheap], metric)
+        yield race
+
+
+def _of_ladder(trials: Sequence[Trial], metric: str, titles: Mapping[str, str]) -> Iterable[Race]:
+    """Groups that differ in the budget only; the points of a seed are the ends of its runs, after the untrained one."""
+    ladders: dict[tuple[str, ...], list[Group]] = {}
+    for group in split(trials, lambda trial: _full(trial, metric) | of_run(trial.run)):
+        ladders.setdefault((group.dataset, group.size, *group.apart), []).append(group)
+    for (dataset, size, *apart), groups in ladders.items():
+        race = _opened(groups[0], "ladder")
+        race.heading = " · ".join([dataset, size, " / ".join(g.budget for g in groups), *apart])
+        entrants: dict[str, Entrant] = {}
+        for group in groups:
+            for seeds in group.methods():
+                entrant = entrants.setdefault(label(seeds[0], group, titles), _entrant(seeds, group, titles))
+                for trial in filter(lambda trial: trial.finished, seeds):
+                    _climb(entrant, trial, metric, race)
+        race.entrants = [entrant for entrant in entrants.values() if entrant.curves]
+        _describe(race, groups[0], [r for t in trials for r in t.final.values()], metric)
+        yield race
+
+
+def _climb(entrant: Entrant, trial: Trial, metric: str, race: Race) -> None:
+    ends = [(r, n) for r in trial.final.values() if (n := number(r, metric))]
+    starts = [n for r in trial.untrained.values() if (n := number(r, metric))]
+    if not ends:
+        return
+    race.better = ends[0][1].better
+    points = entrant.curves.setdefault(trial.run.cell.seed, [])
+    if starts and not points:
+        points.append(Point(starts[0].value, Priced()))
+    points.append(_priced(trial.run, Point(ends[0][1].value, trial.run.spend)))
+    points.sort(key=lambda point: point.at.device_s)
+
+
+def _full(trial: Trial, metric: str) -> Conditions:
+    found: Conditions = {}
+    for record in trial.final.values():
+        wanted = number(record, metric)
+        found |= of_eval(record, wanted.table) if wanted else {}
+    return found
+
+
+def _opened(group: Group, source: Source) -> Race:
+    return Race(group.heading, "", "", "higher", [], source)
+
+
+def _entrant(seeds: Sequence[Trial], group: Group, titles: Mapping[str, str]) -> Entrant:
+    return Entrant(label(seeds[0], group, titles) + mark(seeds[0].run), seeds[0].run.cell.method)
+
+
+def _enter(entrant: Entrant, trial: Trial, points: list[Point]) -> None:
+    seed = trial.run.cell.seed
+    if seed in entrant.curves:
+        entrant.notes.append(f"several runs of seed {seed}: the last one counts")
+    entrant.curves[seed] = points
+
+
+def _priced(run: RunRecord, point: Point) -> Point:
+    spent = joules(run, point.at)
+    return Point(point.value, Priced(**point.at.model_dump(), joules=math.nan if spent is None else spent))
+
+
+def _describe(race: Race, group: Group, records: Iterable, metric: str) -> None:
+    stated = [key for key in sorted(group.conditions) if key[0] not in ("n", "settings")]
+    race.said = "; ".join(describe(key, group.conditions[key]) for key in stated)
+    found = [n for record in records if (n := number(record, metric))]
+    if found:
+        race.metric, race.digits = found[0].title, max(n.digits for n in found)
+
+
+def _absent(trial: Trial) -> str:
+    return "no quick evals" if trial.finished else state(trial)
+
+
+def _no_race(trials: Sequence[Trial], metric: str, source: Source) -> HarnessError:
+    which = (lambda record: record.cheap) if source == "snapshots" else (lambda record: not record.cheap)
+    known = {name for t in trials for r in t.evals if which(r) for name in (r.eval, *r.numbers)}
+    if metric not in known:
+        return unknown("metric", metric, known, "--metric takes an eval or a number of the records")
+    return HarnessError(
+        f"no two of these methods have {metric} under equal conditions",
+        "runs on one data set, of one size and budget, on one kind of device",
+        "python -m harness table STUDY shows which rows may be compared",
+    )

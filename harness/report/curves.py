@@ -1,0 +1,98 @@
+"""Quality against cost: the quick evals of one run's snapshots, each with the meter at that moment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from harness.records import EvalRecord, Number, RunRecord, Spend
+from harness.report.sections import Conditions, Trial, differences, of_eval
+
+NEVER = Spend(device_s=math.inf, wall_s=math.inf, flop=math.inf, img=math.inf)
+
+
+class Point(NamedTuple):
+    """A quality, and what had been spent by then."""
+
+    value: float
+    at: Spend
+
+
+def number(record: EvalRecord, name: str) -> Number | None:
+    """The number of that name: an eval's first one by the eval's name, any by its key."""
+    if record.eval == name:
+        return next(iter(record.numbers.values()), None)
+    return record.numbers.get(name)
+
+
+def conditions(trial: Trial, names: Sequence[str]) -> Conditions:
+    """Those of the newest quick evals that give these numbers."""
+    found: Conditions = {}
+    for record in reversed(trial.evals):  # the newest is last, and counts
+        for name in names:
+            wanted = number(record, name) if record.cheap else None
+            if wanted:
+                found = of_eval(record, wanted.table) | found
+    return found
+
+
+def curve(trial: Trial, name: str, agreed: Conditions) -> tuple[list[Point], str]:
+    """The run's points by share of the budget, and which way is better; none where nothing agrees with `agreed`."""
+    found: dict[str, Point] = {}
+    better = "higher"
+    for record in trial.evals:
+        wanted = number(record, name) if record.cheap and record.share is not None else None
+        at = trial.run.snapshots.get(f"{record.share:.4f}") if wanted else None
+        if wanted and at and not differences(of_eval(record, wanted.table), agreed):
+            found[f"{record.share:.4f}"], better = Point(wanted.value, at), wanted.better
+    return [point for _, point in sorted(found.items())], better
+
+
+def reached(points: Sequence[Point], better: str, target: float) -> Spend | None:
+    """The meter where the curve first crosses the target, interpolated linearly; NEVER, or None without a curve."""
+    if not points:
+        return None
+    sign = 1 if better == "higher" else -1
+    gaps = [sign * (point.value - target) for point in points]
+    if gaps[0] >= 0:
+        return points[0].at
+    for (below, before), (above, after) in pairwise(zip(gaps, points, strict=True)):
+        if above >= 0:
+            return between(before.at, after.at, below / (below - above))
+    return NEVER
+
+
+def between(before: Spend, after: Spend, way: float) -> Spend:
+    """The meter at `way` in [0, 1] from one point to the next."""
+    pairs = zip(before.model_dump().items(), after.model_dump().values(), strict=True)
+    return type(before)(**{name: low + way * (high - low) for (name, low), high in pairs})
+
+
+def value_at(points: Sequence[Point], cost: float, of: Callable[[Spend], float]) -> float:
+    """The quality at that cost, interpolated linearly; at the ends that of the end."""
+    if cost <= of(points[0].at):
+        return points[0].value
+    for before, after in pairwise(points):
+        low, high = of(before.at), of(after.at)
+        if cost <= high and high > low:
+            return before.value + (after.value - before.value) * (cost - low) / (high - low)
+    return points[-1].value
+
+
+def mean_quality(points: Sequence[Point], cost: float, of: Callable[[Spend], float]) -> float:
+    """The area under the curve from nothing spent to `cost`, divided by `cost`: in the quality's own unit."""
+    inner = sorted({c for point in points if 0 < (c := of(point.at)) < cost})
+    grid = [0.0, *inner, cost]
+    heights = [value_at(points, c, of) for c in grid]
+    area = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in pairwise(zip(grid, heights, strict=True)))
+    return area / cost
+
+
+def joules(run: RunRecord, at: Spend) -> float | None:
+    """Energy up to there: the run's own total in proportion to device time, which is how it is drawn in training."""
+    total = run.cost.energy_j if run.cost else None
+    if total is None or not run.spend.device_s:
+        return None
+    return total * at.device_s / run.spend.device_s

@@ -1,0 +1,218 @@
+"""Which method trains more efficiently: against a calculation by hand on a small study, and against a simulation."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+
+from harness.compare.races import AXES, Race, races
+from harness.compare.ratios import profile, speedup
+from harness.compare.tables import build, default_targets
+from harness.errors import HarnessError
+from harness.records import RunRecord, Spend
+from harness.report.render import FORMATS, render
+from harness.report.sections import gather
+from tests.harness.made_study import COST, made_eval, made_run, write_study
+
+# Two methods, three seeds, a minute each; the slow one's curve is the fast one's, in twice the time and less a point.
+SHARES = (0.0, 0.25, 0.5, 1.0)
+FAST = {0: (40, 60, 70, 74), 1: (40, 62, 70, 76), 2: (40, 58, 69, 72)}
+SLOW = {0: (40, 48, 58, 68), 1: (40, 50, 60, 70), 2: (40, 47, 57, 66)}
+
+
+def run(method: str, seed: int, seconds: float = 60.0, **changes) -> RunRecord:
+    shares = {
+        f"{s:.4f}": Spend(wall_s=seconds * s, device_s=seconds * s, flop=6e12 * s, img=48_000 * s) for s in SHARES
+    }
+    cost = COST.model_copy(update={"energy_j": 1200.0})
+    spend = Spend(wall_s=seconds, device_s=seconds, flop=6e12, img=48_000, share=1.0)
+    return made_run(method, seed, **{"snapshots": shares, "cost": cost, "spend": spend} | changes)
+
+
+def study(fast=FAST, slow=SLOW):
+    runs, evals = [], []
+    for method, curves in (("fast", fast), ("slow", slow)):
+        for seed, values in curves.items():
+            runs.append(run(method, seed))
+            evals += [
+                made_eval(runs[-1], "linear", value, share=share, cheap=True)
+                for share, value in zip(SHARES, values, strict=True)
+            ]
+            evals += [made_eval(runs[-1], "linear", values[-1]), made_eval(runs[-1], "linear", 40.0, share=0.0)]
+    return runs, evals
+
+
+def race(fast=FAST, slow=SLOW, source=None) -> Race:
+    (found,) = races(gather(*study(fast, slow))[0], ["fast", "slow"], "linear", source, {})
+    return found
+
+
+def rows(tables, title: str) -> list[dict[str, str]]:
+    made = csv.DictReader(io.StringIO(render([table for table in tables if table.title == title], "csv")))
+    return list(made)
+
+
+def test_prices_are_read_off_the_curves_linearly():
+    fast, slow = race().entrants
+    assert fast.prices(AXES["gpu-h"], "higher", 65.0) == {
+        0: 22.5,
+        1: pytest.approx(15 + 15 * 3 / 8),
+        2: pytest.approx(15 + 15 * 7 / 11),
+    }
+    assert slow.prices(AXES["flop"], "higher", 58.0)[0] == 3e12
+    assert slow.prices(AXES["img"], "higher", 69.0) == {
+        0: math.inf,
+        1: pytest.approx(24_000 + 24_000 * 0.9),
+        2: math.inf,
+    }
+    assert fast.prices(AXES["energy"], "higher", 70.0)[0] == pytest.approx(600.0), "half of the run's own energy"
+
+
+def test_the_area_is_the_trapezoids_over_the_cost():
+    fast = race().entrants[0]
+    by_hand = (15 * (40 + 60) / 2 + 15 * (60 + 70) / 2 + 30 * (70 + 74) / 2) / 60
+    assert fast.areas(AXES["gpu-h"], 60.0)[0] == pytest.approx(by_hand)
+    until_20 = (15 * (40 + 60) / 2 + 5 * (60 + 60 + 10 / 3) / 2) / 20
+    assert fast.areas(AXES["gpu-h"], 20.0)[0] == pytest.approx(until_20), "cut where the shorter run ends"
+
+
+def test_speed_up_is_the_geometric_mean_with_the_interval_of_its_logarithm():
+    mine, theirs = {0: 10.0, 1: 12.0, 2: 9.0}, {0: 21.0, 1: 22.0, 2: 20.0}
+    logs = [math.log(theirs[s] / mine[s]) for s in mine]
+    mean = sum(logs) / 3
+    half = 4.302652729911275 * math.sqrt(sum((x - mean) ** 2 for x in logs) / 2 / 3)
+    found = speedup(mine, theirs)
+    assert found.value == pytest.approx((2.1 * 22 / 12 * 20 / 9) ** (1 / 3))
+    assert (found.low, found.high) == (pytest.approx(math.exp(mean - half)), pytest.approx(math.exp(mean + half)))
+
+
+def test_its_interval_holds_in_95_of_100_studies():
+    rng, held, many = np.random.default_rng(0), 0, 2000
+    for _ in range(many):
+        seeds = rng.normal(0, 0.2, 3)
+        mine = {s: math.exp(seeds[s] + rng.normal(0, 0.1)) for s in range(3)}
+        theirs = {s: 1.7 * math.exp(seeds[s] + rng.normal(0, 0.15)) for s in range(3)}
+        found = speedup(mine, theirs)
+        held += found.low <= 1.7 <= found.high
+    assert 0.93 <= held / many <= 0.97
+
+
+def test_a_target_that_was_never_reached_is_infinite_and_not_dropped():
+    found = speedup({0: 10.0, 1: 20.0, 2: 30.0}, {0: 50.0, 1: math.inf, 2: math.inf})
+    assert found.value == math.inf and found.low is None and "by 1 of 3 of the other's" in found.note
+    assert speedup({0: math.inf}, {0: 5.0}).value == 0.0
+    assert speedup({0: math.inf}, {0: math.inf}) is None
+    made = build([race()], {race().heading: (75.0,)}, chosen=False)
+    (fast, slow) = rows(made, "Price to target")
+    assert fast["device s"] == "inf" and "reached by 1 of 3 seeds" in fast["notes"] and slow["device s"] == "inf"
+
+
+def test_the_profile_counts_ratios_to_the_best_and_its_area_is_the_score():
+    found = profile(
+        [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.5}, {"a": 1.0, "b": math.inf}, {"a": math.inf, "b": math.inf}]
+    )
+    assert found.ratios == {"a": (1.0, 2.0, 1.0), "b": (2.0, 1.0, math.inf)}
+    assert [found.share("b", tau) for tau in (1.0, 1.9, 2.0, 4.0)] == [1 / 3, 1 / 3, 2 / 3, 2 / 3]
+    assert found.score("a") == pytest.approx((1 + 2 / 3 + 1) / 3) and found.score("b") == pytest.approx((2 / 3 + 1) / 3)
+
+
+def test_at_equal_cost_the_better_is_marked_where_it_can_be_told():
+    made = build([race()], {race().heading: default_targets(race())}, chosen=True)
+    table = next(table for table in made if table.title == "Equal cost")
+    (section,) = table.sections
+    by_time = [column.title for column in section.columns].index("linear top-1 %; 100 % is 60.0 s of device time")
+    marked = [(row.cells[0].text, row.cells[1].text) for row in section.rows if row.cells[by_time].best]
+    assert marked == [("fast", "25 %"), ("fast", "50 %"), ("fast", "100 %")]
+    last = rows(made, "Equal cost")[-1]
+    assert (last["method"], last["linear top-1 %; 100 % is 60.0 s of device time"]) == ("slow", "68.0")
+    assert "chosen from these curves" in made[0].caption
+
+
+def test_targets_by_default_lie_between_the_best_untrained_network_and_the_weakest_end():
+    assert default_targets(race()) == (54.0, 61.0, 68.0)
+    assert default_targets(race(slow={0: (41, 40, 40, 39)})) == ()
+
+
+def test_a_run_that_is_not_finished_is_said_and_takes_no_part():
+    runs, evals = study()
+    runs[0] = runs[0].model_copy(update={"state": "running"})
+    (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
+    assert sorted(found.entrants[0].curves) == [1, 2]
+    assert found.remarks == ["fast, seed 0: running 100%"]
+
+
+def test_a_ladder_of_budgets_has_ranks_at_each_and_says_where_they_cross():
+    runs, evals = [], []
+    for method, qualities in (("fast", (60.0, 64.0)), ("slow", (50.0, 70.0))):
+        for budget, seconds, quality in zip(("1min", "4min"), (60.0, 240.0), qualities, strict=True):
+            for seed in range(3):
+                made = run(method, seed, seconds, key=f"{method}-{budget}-{seed}")
+                runs.append(made.model_copy(update={"cell": made.cell.model_copy(update={"budget": budget})}))
+                evals.append(made_eval(runs[-1], "linear", quality + 0.1 * seed))
+                evals.append(made_eval(runs[-1], "linear", 40.0, share=0.0))
+    (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", "ladder", {})
+    assert [point.value for point in found.entrants[0].curves[0]] == [40.0, 60.0, 64.0]
+    table = next(t for t in build([found], {found.heading: ()}, chosen=False) if t.title == "Budgets")
+    (section,) = table.sections
+    assert [[cell.text for cell in row.cells] for row in section.rows] == [
+        ["fast", "60.1 ± 0.2", "1", "64.1 ± 0.2", "2"],
+        ["slow", "50.1 ± 0.2", "2", "70.1 ± 0.2", "1"],
+    ]
+    at = 60 * 4 ** (10 / 16)  # the gap goes from -10 to 6
+    assert section.remarks[0] == f"slow overtakes fast at about {at:.0f} s of device time."
+
+
+def test_methods_on_different_machines_are_in_no_race():
+    runs, evals = study()
+    for i in range(3):
+        other = runs[i].environment.model_copy(update={"device": "Another CPU"})
+        runs[i] = runs[i].model_copy(update={"environment": other})
+    with pytest.raises(HarnessError, match="under equal conditions"):
+        races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fast"], "one method"),
+        (["fast", "fats"], "unknown method 'fats'"),
+        (["fast", "slow", "--metric", "linaer"], "unknown metric 'linaer'"),
+        (["fast", "slow", "--target", "linear=50,knn=3"], "unknown target 'knn'"),
+        (["fast", "slow", "--axis", "euro"], "unknown axis 'euro'"),
+        (["fast", "slow", "--curve", "x"], "unknown curve 'x'"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(tmp_path, harness, words, said):
+    write_study(tmp_path / "s", *study())
+    status, _, complained = harness("compare", *words, "--study", tmp_path / "s")
+    assert status == 2 and said in complained
+
+
+def test_the_command_prints_and_keeps_tables_and_a_picture_of_equal_bytes(tmp_path, harness):
+    write_study(tmp_path / "s", *study())
+    contents = []
+    for name in ("one", "two"):
+        words = [
+            "compare",
+            "fast",
+            "slow",
+            "--study",
+            tmp_path / "s",
+            "--target",
+            "linear=60,linear=65",
+            "--out",
+            tmp_path / name,
+        ]
+        status, printed, _ = harness(*words)
+        assert (
+            status == 0
+            and "Speed-up of fast" in printed
+            and "named in advance" in (tmp_path / name / "compare.md").read_text()
+        )
+        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {"compare.png", "compare.svg", *(f"compare.{form}" for form in FORMATS)}
