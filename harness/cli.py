@@ -10,6 +10,7 @@ import typer
 
 from harness.launch import cli as launched
 from harness.launch.cli import StudyDir
+from harness.report import cli as reporting
 
 app = typer.Typer(
     name="harness",
@@ -183,6 +184,7 @@ def status(
 
 
 launched.add(app)
+reporting.add(app)
 
 
 @app.command("eval")
@@ -314,46 +316,6 @@ def export(
     typer.echo(f"written   {done.path}")
     for line in done.lines:
         typer.echo(f"          {line}")
-
-
-@app.command()
-def table(
-    study: StudyDir,
-    format: Annotated[str, typer.Option(help="md, csv, tex or html.")] = "md",
-    target: Annotated[str | None, typer.Option(help="What reaching targets cost: linear=40,knn=35.")] = None,
-) -> None:
-    """Make the tables from the stored records; equal records give equal bytes.
-
-    Example: python -m harness table runs/digits-nano-1min --format csv > table.csv
-    """
-    from harness.report.finish import render_study
-    from harness.store import Study
-
-    typer.echo(render_study(Study(study), format, target), nl=False)
-
-
-@app.command()
-def compare(
-    methods: Annotated[list[str], typer.Argument(metavar="METHOD...", help="Two or more; speed-ups are the first's.")],
-    study: Annotated[
-        list[Path] | None, typer.Option(help="A study's folder, once for each. [default: all in runs/]")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Qualities to reach: linear=55,linear=60.")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="An eval or a number: linear, fid. [default: the target's]")
-    ] = None,
-    axis: Annotated[str, typer.Option(help="Of the picture: time, gpu-h, flop, energy, img.")] = "gpu-h",
-    curve: Annotated[str | None, typer.Option(help="snapshots, or ladder: each budget a run of its own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for tables and picture. [default: in the study]")] = None,
-) -> None:
-    """Which method trains more efficiently: price to target, speed-up, area under the curve, equal cost, profile.
-
-    Example: python -m harness compare umd mae --study runs/cifar10-s-100gpu-h --target linear=60
-    """
-    from harness.compare.command import compare as compare_
-    from harness.compare.command import found_studies
-
-    compare_(methods, found_studies(study or [], RUNS), target, metric, axis, curve, out)
 
 
 @app.command("list")

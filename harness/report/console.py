@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 100  # where the output is no terminal and so has no width
 GAP = 3  # columns of the screen between two cells
 LONGEST = 40  # columns of the screen for one column of a table that nothing forces to fold
-STYLES = {"method": "bold", "untrained": "dim", "reference": "dim", "unfinished": "italic yellow"}
+STYLES = {
+    "method": "bold",
+    "untrained": "dim",
+    "reference": "dim",
+    "unfinished": "italic yellow",
+    "published": "dim italic",
+}
 
 
 def show(study: Study, console: Console | None = None) -> None:

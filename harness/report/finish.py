@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.store import Study
+
+if TYPE_CHECKING:
+    from harness.report.view import View
 
 
 def finish(study: Study, failures: Sequence[str] = ()) -> int:
@@ -52,7 +56,7 @@ def _next(study: Study, paths: list[Path]) -> str:
     return f"next      open {page}, or: python -m harness table {study.path} --format csv"
 
 
-def render_study(study: Study, format: str, target: str | None = None) -> str:
+def render_study(study: Study, format: str, target: str | None = None, view: View | None = None) -> str:
     """The study's tables in one format, from the records as they are now; `target` as in "linear=40,knn=35"."""
     from harness.report.render import render
     from harness.report.tables import of_study
@@ -61,4 +65,4 @@ def render_study(study: Study, format: str, target: str | None = None) -> str:
     wanted = () if target is None else parse(target)
     if not (study.path / "runs").is_dir():
         raise HarnessError(f"no runs in {study.path}", "the folder of a study", "python -m harness run makes one")
-    return render(of_study(study, wanted=wanted), format)
+    return render(of_study(study, wanted=wanted, view=view), format)

@@ -25,9 +25,9 @@ tbody th, td.number { white-space: nowrap; }
 th.number, td.number { text-align: right; }
 thead th { border-bottom: 2px solid currentColor; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: Canvas; }
-tr.untrained > *, tr.reference > *, tr.unfinished > * { background: var(--band); color: var(--soft); }
-tr.unfinished > * { font-style: italic; }
-tr.untrained > th, tr.reference > th, tr.unfinished > th { font-weight: 400; }
+tr.untrained > *, tr.reference > *, tr.unfinished > *, tr.published > * { background: var(--band); color: var(--soft); }
+tr.unfinished > *, tr.published > * { font-style: italic; }
+tr.untrained > th, tr.reference > th, tr.unfinished > th, tr.published > th { font-weight: 400; }
 td.best { font-weight: 700; }
 td.flag { color: var(--warn); font-weight: 600; }
 figure { display: inline-block; margin: .6rem 1rem .6rem 0; }

@@ -8,7 +8,7 @@ from typing import Literal
 
 from harness.report.format import MISSING
 
-Kind = Literal["method", "untrained", "unfinished", "reference"]
+Kind = Literal["method", "untrained", "unfinished", "reference", "published"]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Line:
     trials: list[Trial] = field(default_factory=list)
     state: str = ""  # what stands in place of numbers
     rivals: dict[str, Line] = field(default_factory=dict)
+    stated: dict[Place, float] = field(default_factory=dict)  # by others, where the row is of published numbers
 
     def evals(self, place: Place) -> list[EvalRecord]:
         found = (seed.get((place.eval, place.dataset)) for seed in self.records)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.records import EvalRecord
@@ -38,13 +38,13 @@ class Standing:
 
 
 def sections(
-    trials: Sequence[Trial], references: Sequence[EvalRecord], titles: Mapping[str, str]
+    trials: Sequence[Trial], references: Sequence[EvalRecord], titles: Mapping[str, str], mix: Collection[str] = ()
 ) -> tuple[Section, ...]:
     """One for each group of two or more methods that may be compared; then the mean ranks of all groups."""
     found: list[tuple[Group, list[Standing], Section]] = []
-    for group in split(trials, _conditions):
+    for group in split(trials, _conditions, mix):
         if len(group.methods()) > 1:
-            standings, columns = _standings(group, references, titles)
+            standings, columns = _standings(group, references, titles, mix)
             if columns:
                 found.append((group, standings, _section(group, standings, columns)))
     made = [section for _, _, section in found]
@@ -61,12 +61,12 @@ def _conditions(trial: Trial) -> Conditions:
 
 
 def _standings(
-    group: Group, references: Sequence[EvalRecord], titles: Mapping[str, str]
+    group: Group, references: Sequence[EvalRecord], titles: Mapping[str, str], mix: Collection[str]
 ) -> tuple[list[Standing], list[Column]]:
     rows: dict[str, Standing] = {}
     columns: list[Column] = []
     for table, evals in FIRST.items():
-        builder = Builder(table, group, references, titles)
+        builder = Builder(table, group, references, titles, mix)
         for line in builder.lines:
             if line.kind in ("method", "unfinished"):
                 rows.setdefault(line.label, Standing(line))

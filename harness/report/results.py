@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.records import EvalRecord
@@ -10,6 +10,7 @@ from harness.report.best import REMARK, best
 from harness.report.format import MISSING, fixed
 from harness.report.layout import Cell, Column, Picture, Row, Section, hoist_notes
 from harness.report.lines import FLOOR, Line, Place, notes, per_eval, seeds_text, state
+from harness.report.published import Published
 from harness.report.sections import (
     Group,
     Records,
@@ -30,17 +31,36 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def sections(
-    table: str, trials: Sequence[Trial], references: Sequence[EvalRecord], titles: Mapping[str, str]
+    table: str,
+    trials: Sequence[Trial],
+    references: Sequence[EvalRecord],
+    titles: Mapping[str, str],
+    published: Mapping[str, Sequence[Published]] | None = None,
+    mix: Collection[str] = (),
 ) -> tuple[Section, ...]:
-    groups = split(trials, lambda trial: of_trial(trial, table))
-    return tuple(Builder(table, group, references, titles).section() for group in groups)
+    """`published` are the numbers of the methods' cards, where they are to stand beside the measured ones.
+
+    Rows may differ in conditions of the kinds in `mix`; each then says its own.
+    """
+    groups = split(trials, lambda trial: of_trial(trial, table), mix)
+    builders = [Builder(table, group, references, titles, mix) for group in groups]
+    for builder in builders if published else []:
+        builder.add_published(published)
+    return tuple(builder.section() for builder in builders)
 
 
 class Builder:
     """One section of one table: its rows and columns, and what stands in a cell."""
 
-    def __init__(self, table: str, group: Group, references: Sequence[EvalRecord], titles: Mapping[str, str]) -> None:
-        self.table, self.group = table, group
+    def __init__(
+        self,
+        table: str,
+        group: Group,
+        references: Sequence[EvalRecord],
+        titles: Mapping[str, str],
+        mix: Collection[str] = (),
+    ) -> None:
+        self.table, self.group, self.titles, self.mix = table, group, titles, mix
         self.conditions = dict(group.conditions)
         self.remarks: list[str] = []
         self.lines = [line for trials in group.methods() for line in self._of_method(trials, titles)]
@@ -80,7 +100,8 @@ class Builder:
         if finished:
             records = [self._admitted(trial.final, name) for trial in finished]
             marked = name + mark(finished[0].run)
-            lines.append(Line("method", marked, seeds_text(finished, trials), records, notes(finished), finished))
+            said = (*notes(finished), *self._own_conditions(finished))
+            lines.append(Line("method", marked, seeds_text(finished, trials), records, said, finished))
         untrained = [found for t in trials if (found := self._admitted(t.untrained, f"{name}, untrained"))]
         if untrained:
             lines.append(Line("untrained", f"{name}, untrained", str(len(untrained)), untrained))
@@ -93,6 +114,16 @@ class Builder:
                 lines.append(Line("unfinished", title, notes=said, trials=[trial], state=state(trial)))
         return lines
 
+    def _own_conditions(self, trials: Sequence[Trial]) -> Iterable[str]:
+        """Of the conditions that are mixed in this section, those of these trials, where others differ."""
+        if not self.mix:
+            return
+        every = [of_trial(trial, self.table) for trial in self.group.trials]
+        for key in sorted({key for found in every for key in found if key[0] in self.mix}):
+            if len({found[key] for found in every if key in found}) > 1:
+                mine = {found[key] for trial in trials if key in (found := of_trial(trial, self.table))}
+                yield "; ".join(f"mixed: {describe(key, value)}" for value in sorted(mine))
+
     def _of_references(self, references: Sequence[EvalRecord]) -> list[Line]:
         wanted = {key for line in self.lines for seed in line.records for key in seed}
         rows: dict[str, Records] = {}
@@ -103,9 +134,27 @@ class Builder:
             found = self._admitted({place: record}, record.reference or "")
             if found:
                 rows.setdefault(record.reference or "", {}).update(found)
-                self.conditions |= of_eval(record, self.table)
+                self.conditions |= {k: v for k, v in of_eval(record, self.table).items() if k[0] not in self.mix}
         ordered = sorted(rows, key=lambda name: (name != FLOOR, name))
         return [Line("reference", name, records=[rows[name]]) for name in ordered]
+
+    def add_published(self, published: Mapping[str, Sequence[Published]]) -> None:
+        """A row for each published number that is comparable with a column; for each other a remark with the reason."""
+        seen = [r for line in self.lines for seed in line.records for r in seed.values()]
+        own = [r for r in seen if r.dataset == self.group.dataset]
+        measured = {key: n for r in own for key, n in r.numbers.items() if n.table == self.table}
+        px = next((trial.run.spec.size for trial in self.group.trials if trial.run.spec), None)
+        for name in dict.fromkeys(trial.run.cell.method for trial in self.group.trials):
+            for entry in published.get(name, ()):
+                if entry.table != self.table:
+                    continue
+                why = entry.why_not(self.group.dataset, px, measured)
+                if why:
+                    self.remarks.append(entry.refusal(self.titles.get(name, name), why))
+                    continue
+                title = measured[entry.number].title
+                place = next(p for p in self.places if p.title == title and p.dataset == self.group.dataset)
+                self.lines.append(entry.line(self.titles.get(name, name), place))
 
     def _fitting(self, references: Sequence[EvalRecord]) -> list[EvalRecord]:
         """Of the references that differ in settings only, the one that agrees with the section, else the last."""
@@ -185,11 +234,13 @@ class Builder:
         cells = [Cell(line.label, notes=line.notes), Cell(line.seeds)]
         cells += [self.result(line, place) for place in self.places]
         cells += [] if self.places else [Cell(line.state or "not evaluated")]
-        return cells + [Cell() if line.state else make(line) for make in closing]
+        return cells + [Cell() if line.state or line.stated else make(line) for make in closing]
 
     def result(self, line: Line, place: Place) -> Cell:
         if line.state:
             return Cell(line.state)
+        if place in line.stated:
+            return Cell(f"{line.stated[place]:g}")
         numbers = line.numbers(place)
         if not numbers:
             return Cell()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from harness.budget import parse_budget
 from harness.errors import HarnessError
@@ -19,7 +20,8 @@ from harness.records import Cell, Environment, EvalRecord, RunRecord
 from harness.report.format import MISSING
 from harness.train.settings import UNKEYED
 
-Conditions = dict[tuple[str, str], str]  # (what, of which) -> value
+Kind = Literal["device", "data revision", "protocol", "n", "settings", "timed on"]
+Conditions = dict[tuple[str, str], str]  # (what kind, of which) -> value
 Records = dict[tuple[str, str], EvalRecord]  # (eval, data set) -> the newest full record
 
 
@@ -81,10 +83,13 @@ def gather(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> tuple[list
     return list(trials.values()), [references[key] for key in sorted(references)], sorted(strays)
 
 
-def split(trials: Iterable[Trial], conditions: Callable[[Trial], Conditions]) -> list[Group]:
-    """Groups per data set, size and budget, and apart wherever the conditions of two trials disagree."""
+def split(trials: Iterable[Trial], conditions: Callable[[Trial], Conditions], mix: Collection[str] = ()) -> list[Group]:
+    """Groups per data set, size and budget, and apart wherever the conditions of two trials disagree.
+
+    Conditions of the kinds in `mix` part no trials, and are none of the group.
+    """
     blocks: dict[tuple[str, str, str], list[Group]] = {}
-    measured = {trial.run.key: conditions(trial) for trial in trials}
+    measured = {t.run.key: {k: v for k, v in conditions(t).items() if k[0] not in mix} for t in trials}
     # The trials that state most come first, so that one that states little (a crashed run) joins the others.
     for trial in sorted(trials, key=lambda t: (-len(measured[t.run.key]), _order(t.run))):
         cell, mine = trial.run.cell, measured[trial.run.key]

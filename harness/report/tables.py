@@ -9,7 +9,9 @@ from harness.files import write_atomic
 from harness.records import EvalRecord, RunRecord
 from harness.report import clock, overall, results, targets
 from harness.report.layout import Section, Table
+from harness.report.published import of_methods
 from harness.report.sections import gather
+from harness.report.view import View
 from harness.store import Study
 
 SEEDS = (
@@ -72,33 +74,41 @@ def build(
     evals: Iterable[EvalRecord],
     titles: Mapping[str, str] | None = None,
     wanted: Sequence[targets.Target] = (),
+    view: View | None = None,
 ) -> list[Table]:
     """A table for each kind of result that was measured, one of the price of the targets `wanted`, the wall-clock.
 
     `titles` are the methods' names for print, their plain names by default. Rows stand in one section only when device,
-    data revisions, protocol versions and counts of images agree.
+    data revisions, protocol versions and counts of images agree, but for what the `view` mixes.
     """
-    evals = list(evals)
+    view, titles = view or View(), titles or {}
+    runs, evals = list(runs), list(evals)
+    kept = view.of_runs(runs)
+    dropped = {run.key for run in runs} - {run.key for run in kept}
+    runs, evals = kept, [record for record in evals if record.key not in dropped]
     trials, references, strays = gather(runs, evals)
-    titles = titles or {}
     left_out = f"Left out: evals of runs that have no record ({', '.join(strays)})." if strays else ""
     measured = {number.table for record in evals for number in record.numbers.values()}
+    stated = of_methods(run.cell.method for run in runs) if view.published else None
     tables = [
-        (title, caption, results.sections(name, trials, references, titles))
+        (title, caption, results.sections(name, trials, references, titles, stated, view.mix))
         for name, (title, caption) in RESULTS.items()
         if name in ALWAYS or name in measured
     ]
-    ranked = overall.sections(trials, references, titles)
+    ranked = overall.sections(trials, references, titles, view.mix)
     if ranked:
         tables.insert(0, ("Overall", OVERALL, ranked))
     if wanted:
         tables.append(("To target", TO_TARGET, targets.sections(trials, wanted, titles)))
     tables.append(("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)))
-    return [_table(title, caption, sections, left_out) for title, caption, sections in tables]
+    return view.of_tables([_table(title, caption, sections, left_out) for title, caption, sections in tables])
 
 
 def of_study(
-    study: Study, titles: Mapping[str, str] | None = None, wanted: Sequence[targets.Target] = ()
+    study: Study,
+    titles: Mapping[str, str] | None = None,
+    wanted: Sequence[targets.Target] = (),
+    view: View | None = None,
 ) -> list[Table]:
     """The tables of the runs that the study's last `run` asked for.
 
@@ -107,7 +117,7 @@ def of_study(
     asked = set(study.asked().keys)
     runs = [run for run in study.runs() if run.key in asked]
     evals = [record for record in study.evals() if record.key is None or record.key in asked]
-    return build(runs, evals, titles, wanted)
+    return build(runs, evals, titles, wanted, view)
 
 
 def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Path]:
