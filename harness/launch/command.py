@@ -228,13 +228,14 @@ def cancel(place: store.Study, cells: Collection[str]) -> list[str]:
 
 
 def _written_off(place: store.Study, task: Task) -> bool:
-    """Cancel the newest attempt at the task, or what would be the first, without a look at its job."""
+    """Cancel the newest attempt at the task, or the next where that one is over, without a look at its job."""
     attempts = Attempts(place, task)
     claim = attempts.last()
     end = None if claim is None else attempts.end(claim.attempt)
     if end is not None and end.state == "done":
         return False
-    _cancelled(place, Standing(task, "queued" if claim else "missing", attempt=claim.attempt if claim else 0))
+    over = claim is None or (end is not None and end.state == "failed")  # what it failed of is kept
+    _cancelled(place, Standing(task, "missing" if over else "queued", attempt=claim.attempt if claim else 0))
     return True
 
 

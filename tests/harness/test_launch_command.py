@@ -132,14 +132,16 @@ def test_a_cancel_in_an_outage_is_written_down_and_says_what_it_could_not_do(pla
     def away(batches):
         raise Unreachable("SLURM's controller does not answer")
 
-    look = fake.look
+    look, failed = fake.look, command.looking(place).tasks[0]
+    Attempts(place, failed).ended(1, command.End(state="failed", kind="error", message="no luck"))
     monkeypatch.setattr(fake, "look", away)
     with pytest.raises(Unreachable, match="7 tasks are written down as cancelled") as told:
         command.cancel(place, [])
     assert f"harness cancel {place.path} again" in told.value.next_step
     monkeypatch.setattr(fake, "look", look)
     command.close(place, fake.submitted[-1][0])
-    assert len(fake.submitted) == 5 and len(fake.cancelled) == 7, "the next look ends what is still alive"
+    assert len(fake.submitted) == 5 and len(fake.cancelled) == 6, "the next look ends what is still alive"
+    assert Attempts(place, failed).end(1).message == "no luck" and Attempts(place, failed).last().attempt == 2
 
 
 def test_leaving_before_everything_is_submitted_says_so(place, fake, monkeypatch, capsys):
