@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 
 from harness.budget import parse_budget
 from harness.errors import HarnessError
-from harness.method import SIZES
 from harness.records import Cell, Environment, EvalRecord, RunRecord
 from harness.report.format import MISSING
-from harness.train.settings import UNKEYED
+from harness.train.settings import SIZES, UNKEYED
 
 Conditions = dict[tuple[str, str], str]  # (what, of which) -> value
 Records = dict[tuple[str, str], EvalRecord]  # (eval, data set) -> the newest full record
