@@ -332,6 +332,21 @@ def table(
     typer.echo(render_study(Study(study), format, target), nl=False)
 
 
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A study's folder, or FOLDER@REVISION of a git repository.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, newer.")],
+    format: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Why a table changed: records new, gone or different, and the cells by each. Exit status 1 where they differ.
+
+    Example: python -m harness diff results/cifar10-nano-10min@HEAD~1 results/cifar10-nano-10min
+    """
+    from harness.report.diff import diff as diff_
+
+    raise typer.Exit(diff_(a, b, format))
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="methods, evals, data or sizes; the first three by default.")] = "all",
