@@ -371,7 +371,7 @@ def rehearse(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="train, evals, grid or startup.")] = "startup",
+    what: Annotated[str, typer.Argument(help="train, evals, grid, startup or tables.")] = "startup",
     method: Annotated[str, typer.Option(help="train: mae, dit or ddae.")] = "mae",
     reference: Annotated[Path | None, typer.Option(help="train: a checkout of the method's own code.")] = None,
     size: Annotated[str | None, typer.Option(help="train: names separated by commas. [default: nano,ti]")] = None,

@@ -79,24 +79,28 @@ def _images(one: Measured, other: Measured, seeds: Sequence[Hashable]) -> NDArra
 
 
 def _over_images(gaps: Sequence[float], images: NDArray[np.float64]) -> Difference:
-    """Of one seed the percentiles of the resampled means. Of several, their standard error and that over seeds
-    together, times the mean of the two quantiles, each with the weight of its variance (Cochran's approximation).
-
-    Resampling n images is drawing how often each distinct value of the difference comes up: a multinomial.
+    """Of one seed the percentiles of the resampled means. Of several, the standard error of those means, which is known
+    without drawing them, and that over seeds together, times the mean of the two quantiles, each with the weight of
+    its variance (Cochran's approximation).
     """
     seeds, n = images.shape
-    values, counts = np.unique(images.mean(axis=0), return_counts=True)
-    found = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES) @ values / n
-    mean = statistics.fmean(gaps)
+    mean, per_image = statistics.fmean(gaps), images.mean(axis=0)
     if seeds == 1:
-        low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(_resampled(per_image), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Difference(mean, float(low), float(high), IMAGES)
     # What a seed does to single images is in the scatter over seeds already: it must not count twice.
-    of_images, of_seeds = found.var() * _of_images_alone(images), _error(gaps) ** 2
+    of_images, of_seeds = float(per_image.var()) / n * _of_images_alone(images), _error(gaps) ** 2
     total = of_images + of_seeds
     quantile = (_t(seeds - 1) * of_seeds + _t(n - 1) * of_images) / total if total else 0.0
     half = quantile * math.sqrt(total)
     return Difference(mean, mean - half, mean + half, BOTH)
+
+
+def _resampled(per_image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of each of `RESAMPLES` draws of n images: how often each distinct value comes up is a multinomial."""
+    n = len(per_image)
+    values, counts = np.unique(per_image, return_counts=True)
+    return np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES) @ values / n
 
 
 def _of_images_alone(images: NDArray[np.float64]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.errors import HarnessError
 from harness.rng import Rng
+from harness.train.settings import SIZES as SIZES
 
 if TYPE_CHECKING:
     from backbones.heads import Measures
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 # Part of every run's key: raised whenever equal settings give another run, by a change here, in the batches or their
 # augmentation, or in the training loop.
 INTERFACE = 2
-SIZES = ("nano", "ti", "s", "b", "l", "xl")
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,17 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
 import typer
 
 from harness.cli import app
 from harness.config import parse_words
-from harness.report.render import FORMATS, render
+from harness.report.render import render
 from harness.report.tables import of_study
 from harness.store import Study
 from harness.study import build, merge
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-RESULTS = sorted(p.parent for p in (ROOT / "results").glob("*/study.json"))
 
 
 def test_readme_is_short_enough_to_read():
@@ -60,9 +58,3 @@ def test_the_table_is_made_from_the_records():
     for folder, title, text in found:
         (table,) = [t for t in of_study(Study(ROOT / folder)) if t.title.lower() == title]
         assert text.strip() == render([table], "md").strip()
-
-
-@pytest.mark.parametrize("folder", RESULTS, ids=lambda p: p.name)
-@pytest.mark.parametrize("form", FORMATS)
-def test_committed_tables_are_what_the_committed_records_give(folder, form):
-    assert (folder / f"tables/tables.{form}").read_text() == render(of_study(Study(folder)), form)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import unknown
 
-BENCHES = ("train", "evals", "grid", "startup")
+BENCHES = ("train", "evals", "grid", "startup", "tables")
 # Threads that spin while they wait turn a busy neighbour into steps of seconds. Read once, when torch is loaded.
 PASSIVE = ("OMP_WAIT_POLICY", "passive")
 
@@ -40,6 +40,10 @@ def run_bench(
         bench(data_dir)
     elif what == "startup":
         from harness.bench.startup import bench
+
+        bench()
+    elif what == "tables":
+        from harness.bench.tables import bench
 
         bench()
     else:

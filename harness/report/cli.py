@@ -12,7 +12,7 @@ from harness.launch.cli import StudyDir
 
 def add(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (table, compare):
+    for command in (table, compare, diff):
         app.command()(command)
 
 
@@ -66,3 +66,17 @@ def compare(
     from harness.compare.command import found_studies
 
     compare_(methods, found_studies(study or [], Path("runs")), target, metric, axis, curve, out)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A study's folder, or FOLDER@REVISION of a git repository.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, newer.")],
+    format: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Why a table changed: records new, gone or different, and the cells by each. Exit status 1 where they differ.
+
+    Example: python -m harness diff results/cifar10-nano-10min@HEAD~1 results/cifar10-nano-10min
+    """
+    from harness.report.diff import diff as diff_
+
+    raise typer.Exit(diff_(a, b, format))

@@ -13,7 +13,7 @@ from harness.report import format as fmt
 from harness.report.layout import Cell, Column, Kind, Row, Section, hoist_notes
 from harness.report.lines import FLOOR, notes, seeds_text, state
 from harness.report.sections import Group, Trial, describe, label, mark, of_run, split
-from harness.stats import mean_interval
+from harness.stats import mean
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _exact(values: Sequence[float]) -> float:
 def _mean(values: Iterable[float | None]) -> float | None:
     """The mean of what was measured, or None."""
     known = [value for value in values if value is not None]
-    return mean_interval(known)[0] if known else None
+    return mean(known) if known else None
 
 
 def _accounts(lines: Sequence[Line]) -> list[tuple[Column, Make]]:

@@ -27,7 +27,7 @@ def finish(study: Study, failures: Sequence[str] = ()) -> int:
     pictures = [p for p in sorted(study.path.glob("runs/*/evals/1.0000/*.png")) if p.parts[-4] in asked]
     print(f"\nrecords   {study.path / 'runs'}")
     print(f"tables    {study.tables()}/tables.{{{','.join(p.suffix[1:] for p in paths)}}}")
-    for path in _write_curve(study, asked):
+    for path in write_curve(study):
         print(f"curve     {path}")
     for picture in pictures:
         print(f"picture   {picture}")
@@ -38,12 +38,13 @@ def finish(study: Study, failures: Sequence[str] = ()) -> int:
     return 1 if failures else 0
 
 
-def _write_curve(study: Study, asked: set[str]) -> list[Path]:
+def write_curve(study: Study) -> list[Path]:
     """The anytime curve of the runs asked for, as CSV and PNG; nothing where no snapshot was evaluated."""
     from harness.report import anytime
 
-    runs = [run for run in study.runs() if run.key in asked]
-    curve = anytime.points(runs, [e for e in study.evals() if e.key in asked])
+    asked = set(study.asked().keys)
+    runs, evals = study.records()
+    curve = anytime.points([run for run in runs if run.key in asked], [e for e in evals if e.key in asked])
     if not curve:
         return []
     table = study.tables() / "anytime.csv"

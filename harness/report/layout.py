@@ -70,6 +70,8 @@ def hoist_notes(section: Section) -> Section:
         if j == 0 or not filled:
             continue
         shared = tuple(note for note in filled[0].notes if all(note in cell.notes for cell in filled))
+        if not shared:
+            continue
         columns[j] = replace(column, notes=column.notes + shared)
         for i in values:
             kept = tuple(note for note in rows[i][j].notes if note not in shared)

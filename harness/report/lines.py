@@ -12,7 +12,7 @@ from harness.records import EvalRecord, Number
 from harness.report.format import MISSING
 from harness.report.layout import Kind
 from harness.report.sections import Records, Trial
-from harness.stats import mean_interval
+from harness.stats import mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ class Line:
 
     def mean(self, place: Place) -> float | None:
         numbers = self.numbers(place)
-        return mean_interval([n.value for n in numbers])[0] if numbers else None
+        return mean([n.value for n in numbers]) if numbers else None
 
 
 def notes(trials: Iterable[Trial]) -> tuple[str, ...]:

@@ -15,10 +15,9 @@ from typing import Literal
 
 from harness.budget import parse_budget
 from harness.errors import HarnessError
-from harness.method import SIZES
 from harness.records import Cell, Environment, EvalRecord, RunRecord
 from harness.report.format import MISSING
-from harness.train.settings import UNKEYED
+from harness.train.settings import SIZES, UNKEYED
 
 Kind = Literal["device", "data revision", "protocol", "n", "settings", "timed on"]
 Conditions = dict[tuple[str, str], str]  # (what kind, of which) -> value

@@ -115,8 +115,9 @@ def of_study(
     Runs of other settings may lie in the same folder; beside these they would pass for further seeds.
     """
     asked = set(study.asked().keys)
-    runs = [run for run in study.runs() if run.key in asked]
-    evals = [record for record in study.evals() if record.key is None or record.key in asked]
+    runs, evals = study.records()
+    runs = [run for run in runs if run.key in asked]
+    evals = [record for record in evals if record.key is None or record.key in asked]
     return build(runs, evals, titles, wanted, view)
 
 

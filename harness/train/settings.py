@@ -8,7 +8,7 @@ from typing import Literal
 # Same batch for every method of a comparison (card evaluation, section 10); a method's rate follows from it. A VAE that
 # is trained first has a batch size of its own.
 BATCH = {"nano": 128, "ti": 256, "s": 512, "b": 1024, "l": 1024, "xl": 1024}
-
+SIZES = tuple(BATCH)  # from small to large; here and not beside Method, so that tables need no torch
 
 # Settings that change how a run is watched and saved, not what it computes: no part of its key.
 UNKEYED = ("checkpoint_s", "log_s", "track")

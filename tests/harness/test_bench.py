@@ -215,3 +215,39 @@ def test_a_command_that_fails_is_not_timed():
 
     with pytest.raises(subprocess.CalledProcessError):
         startup._run(["-c", "raise SystemExit(3)"])
+
+
+@pytest.fixture
+def few_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.bench import many_records
+
+    monkeypatch.setattr(many_records, "DATASETS", ("cifar10",))
+    monkeypatch.setattr(many_records, "SIZES", ("nano",))
+
+
+def test_tables_bench_has_a_row_for_each_part_and_each_command(few_records, capsys, monkeypatch: pytest.MonkeyPatch):
+    from harness.bench import tables
+
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: started.append(words[-1]))
+    tables.bench(records=1, rounds=2)
+    said = capsys.readouterr().out
+    assert "383 records" in said and "median of 2 rounds" in said
+    assert started == ["md", "csv", "tex", "html"] * 2
+    for row in ("records, read and checked", "records to tables", "tables to html", "--format html"):
+        assert row in said
+
+
+def test_the_made_up_study_has_every_method_and_hits_that_are_its_accuracies(few_records, tmp_path: Path):
+    from harness.bench import many_records as many
+    from harness.hits import share
+    from harness.plugins import method_plugins
+
+    study, count = many.write_study(tmp_path, 1)
+    runs, evals = study.records()
+    assert count == len(runs) + len(evals) == 7 * 3 * many.RECORDS_OF_A_RUN + len(many.FULL)
+    assert {run.cell.method for run in runs} == {
+        n for n, p in method_plugins().items() if p.module.startswith("methods.")
+    }
+    numbers = [n for e in evals if e.eval in ("linear", "knn") for n in e.numbers.values()]
+    assert numbers and all(100 * share(n.hits or "", n.n).mean() == pytest.approx(n.value) for n in numbers)

@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,21 @@ def test_the_command_line_starts_without_heavy_libraries(words: str) -> None:
     code = f"import sys; {words}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+TABLES = """
+import sys
+from pathlib import Path
+from harness.report.finish import render_study
+from harness.store import Study
+print(*(len(render_study(Study(Path(sys.argv[1])), form)) > 999 for form in ("md", "csv", "tex", "html")))
+print("torch" in sys.modules)
+"""
+
+
+def test_tables_are_made_without_torch() -> None:
+    """It takes seconds to load, more than the tables of most studies."""
+    study = Path(__file__).parents[2] / "results" / "fashion-mnist-nano-10min"
+    words = [sys.executable, "-c", TABLES, str(study)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True"] * 4 + ["False"]
