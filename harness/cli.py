@@ -370,6 +370,41 @@ def rehearse(
 
 
 @app.command()
+def check(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="An installed method, or the folder of one.")],
+    only: Annotated[str | None, typer.Option(help="Some promises, separated by commas. [default: all]")] = None,
+    dataset: Annotated[str, typer.Option(help="A data set's name, or folder:PATH.")] = "digits",
+    size: Annotated[str, typer.Option(help="nano, ti, s, b, l, xl.")] = "nano",
+    data_dir: DataDir = None,
+) -> None:
+    """Check what a method promises: its loss falls, it resumes to the same bits, its card is true, and so on.
+
+    Example: python -m harness check mae --only loss,samples
+    """
+    from harness.contract.command import run as check_
+
+    raise typer.Exit(check_(method, only, dataset, size, data_dir))
+
+
+@app.command()
+def new(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="Its name: a Python identifier in small letters.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to make it. [default: methods/ of this checkout; a package: here]")
+    ] = None,
+    package: Annotated[bool, typer.Option("--package", help="An installable package, not a bare folder.")] = False,
+) -> None:
+    """Write a method to start from: a small denoising autoencoder that keeps every promise, with its card and a test.
+
+    Example: python -m harness new simclr
+    """
+    from harness.new import write
+
+    for line in write(method, folder, package):
+        typer.echo(line)
+
+
+@app.command()
 def bench(
     what: Annotated[str, typer.Argument(help="train, evals, grid, startup or tables.")] = "startup",
     method: Annotated[str, typer.Option(help="train: mae, dit or ddae.")] = "mae",

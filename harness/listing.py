@@ -42,7 +42,7 @@ def _methods():
         except HarnessError as error:
             broken.append(f"skipped {name}: {error}")
             continue
-        paper = f"{about.get('arxiv', '–')} ({about.get('year', '–')})"
+        paper = f"{about.get('arxiv') or '–'} ({about.get('year', '–')})"
         table.add_row(name, about.get("title", ""), paper, about.get("space", ""), about.get("sampling", ""))
     return table, broken
 

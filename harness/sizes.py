@@ -51,11 +51,12 @@ def measure(name: str, size: str, resolution: int) -> Measure:
     asked = (*VERBS["features"], *VERBS["labelled"], "recipe")
     if cls.pretrained_as and alike(cls, load_method(cls.pretrained_as), asked):
         return replace(measure(cls.pretrained_as, size, resolution), method=name)
-    return _measured(name, cls, size, resolution)
+    return measured(name, cls, size, resolution)
 
 
 @cache
-def _measured(name: str, cls: type[Method], size: str, resolution: int) -> Measure:
+def measured(name: str, cls: type[Method], size: str, resolution: int) -> Measure:
+    """`measure` of the class itself, also where it shares a pre-training."""
     import torch
     from torch._subclasses import FakeTensorMode
 

@@ -31,9 +31,13 @@ def read(found: Found) -> dict[str, Split]:
     return READERS[found.entry.source if found.entry.source != "embedded" else found.entry.name](found)
 
 
+def digits_file() -> Path:
+    """What sklearn.datasets.load_digits reads: importing it would cost every process two seconds."""
+    return Path(find_spec("sklearn").origin).parent / "datasets/data/digits.csv.gz"
+
+
 def _digits(found: Found) -> dict[str, Split]:
-    # What sklearn.datasets.load_digits reads: importing it would cost every process two seconds.
-    file = Path(find_spec("sklearn").origin).parent / "datasets/data/digits.csv.gz"
+    file = digits_file()
     try:
         table = np.loadtxt(file, delimiter=",")
     except (OSError, ValueError) as error:

@@ -34,7 +34,7 @@ def differences(one: RunRecord, one_folder: RunFolder, two: RunRecord, two_folde
         found.append(
             f"snapshots that differ: at {', '.join(unlike)}; equal: at {', '.join(set(shares) - {*unlike}) or 'none'}"
         )
-        found += _tensors(weights(one_folder, unlike[-1]), weights(two_folder, unlike[-1]))
+        found += tensors(weights(one_folder, unlike[-1]), weights(two_folder, unlike[-1]))
     return found
 
 
@@ -46,7 +46,7 @@ def weights(folder: RunFolder, share: str) -> Path:
     return path
 
 
-def _tensors(one: Path, two: Path) -> list[str]:
+def tensors(one: Path, two: Path) -> list[str]:
     """What differs between two files of weights: a line for each tensor, the widest apart first."""
     mine, theirs = checkpoint.load_snapshot(one), checkpoint.load_snapshot(two)
     lines = [f"{name}: in one of the two only" for name in sorted(mine.keys() ^ theirs.keys())]

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def state(job: Job) -> list[str]:
     Some may be harmless: what is computed anew wherever it is missing.
     """
     method = job.build()
-    before, drawn = _attributes(method), {name: draw() for name, draw in GENERATORS.items()}
     with tempfile.TemporaryDirectory() as folder:
-        Pretraining(
+        work = Pretraining(
             method=method,
             fit=job.data.fit,
             mirror=job.data.mirror,
@@ -49,11 +49,18 @@ def state(job: Job) -> list[str]:
             folder=RunFolder(Path(folder)),
             rng=Rng(job.cell.seed),
             device=machine.device(),
-        ).run()
+        )
+        return changed(method, work.run)
+
+
+def changed(method: Method, work: Callable[[], None]) -> list[str]:
+    """A line for each thing that `work` changed of the method or of global generators and that no state_dict holds."""
+    before, drawn = _attributes(method), {name: draw() for name, draw in GENERATORS.items()}
+    work()
     after = _attributes(method)
     kind = type(method).__name__
-    changed = [name for name in after if name not in before or before[name][0] != after[name][0]]
-    lines = [f"{kind}.{name}: {before.get(name, (None, 'not there'))[1]} became {after[name][1]}" for name in changed]
+    names = [name for name in after if name not in before or before[name][0] != after[name][0]]
+    lines = [f"{kind}.{name}: {before.get(name, (None, 'not there'))[1]} became {after[name][1]}" for name in names]
     return lines + [f"{name}, drawn from in training" for name, draw in GENERATORS.items() if draw() != drawn[name]]
 
 

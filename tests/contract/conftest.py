@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.contract.subject import Subject
+from harness.data.arrays import digits_file
 from harness.data.dataset import load
-from harness.method import Batch, Method
-from harness.plugins import load_method, method_plugins
-from harness.rng import Rng
+from harness.method import Method
+from harness.plugins import card, find, load_method, method_plugins
 
 METHODS = sorted(method_plugins())
 
@@ -19,13 +20,10 @@ def digits():
 
 
 @pytest.fixture(params=METHODS)
-def method_class(request) -> type[Method]:
-    return load_method(request.param)
-
-
-@pytest.fixture
-def nano(method_class, digits) -> Method:
-    return build(method_class, digits)
+def subject(request, digits, tmp_path) -> Subject:
+    name = request.param
+    place = find("method", name).folder
+    return Subject(name, load_method(name), card(name), place, digits, tmp_path, closed=(digits_file(),))
 
 
 def build(method_class: type[Method], data, seed: int = 0) -> Method:
@@ -33,15 +31,3 @@ def build(method_class: type[Method], data, seed: int = 0) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return method_class.create(method_class.recipe("nano", data.spec), data.spec)
-
-
-def batch_of(method: Method, images: torch.Tensor) -> Batch:
-    """What the harness would hand to `pretrain`: the images, or what the method caches of them."""
-    with torch.no_grad():
-        cached = method.eval().cached(images)
-    method.train()
-    return Batch(images) if cached is None else Batch(None, cached)
-
-
-def rng() -> Rng:
-    return Rng(7).at("contract")

@@ -67,7 +67,8 @@ def test_missing_data_names_where_it_looked_and_how_to_fetch(harness, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "plan", "run", "status", "rehearse", "eval", "export", "table", "data", "bench"]
+    "command",
+    ["list", "plan", "run", "status", "rehearse", "eval", "export", "table", "data", "bench", "check", "new"],
 )
 def test_every_command_explains_itself_with_an_example(harness, command):
     status, out, _ = harness(command, "--help")

@@ -1,0 +1,144 @@
+"""What a method promises of its card: what tables need is there, and what it says is so."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness import sizes
+from harness.config import override, parse_words
+from harness.contract.building import SHAPES
+from harness.contract.subject import Broken, NotApplicable, Subject, listed, prepared
+from harness.errors import HarnessError, said
+from harness.evaluation import can
+from harness.plugins import method_plugins
+from harness.records import Borrowed
+from harness.report.format import count
+
+NEEDED = {
+    "title": str, "paper": str, "year": int, "arxiv": str, "idea": str, "space": str, "sampling": str, "notes": list,
+    "capabilities": dict,
+}  # fmt: skip
+PUBLISHED = {"model", "dataset", "metric", "value", "protocol", "source"}
+VERBS = {"features": "features", "sample": "sample", "labels": "labelled"}
+COSTS = ("parameters", "forward_flop", "features_flop")  # of sizes.Measure
+RESOLUTION = 32  # px, colour
+WITHIN = 0.02  # of what is measured
+BORROWED = 0.1  # of the trained parameters: frozen ones beyond are no table of positions, but someone's network
+
+
+def card(subject: Subject) -> str:
+    about = subject.card
+    wrong = [f"{key} ({kind.__name__})" for key, kind in NEEDED.items() if not isinstance(about.get(key), kind)]
+    if wrong:
+        raise Broken(f"the card lacks {', '.join(wrong)}", "write them into card.toml; methods/mae/card.toml has all")
+    if about["space"] not in ("pixels", "latents"):
+        raise Broken(f'the card says space = "{about["space"]}"', 'write "pixels" or "latents"')
+    able = {what: can(subject.cls, verb) for what, verb in VERBS.items()}
+    if about["capabilities"] != able:
+        lines = ", ".join(f"{what} = {str(value).lower()}" for what, value in able.items())
+        raise Broken(
+            f"the card's [capabilities] say {_toml(about['capabilities'])}, the code has {_toml(able)}",
+            f"write under [capabilities]: {lines}; or write or remove the verb ({', '.join(VERBS.values())})",
+        )
+    for entry in about.get("published", []):
+        if lacking := PUBLISHED - entry.keys():
+            raise Broken(
+                f"a [[published]] number of the card lacks {listed(sorted(lacking))}",
+                "add them: a number without its protocol cannot be compared",
+            )
+    _lends(about.get("borrowed", []))
+    if subject.place is None or not (subject.place / "README.md").is_file():
+        raise Broken("there is no README.md beside the card", "write one: the idea, departures and pitfalls")
+    return f"{about['title']}: {_toml(able)}"
+
+
+def _toml(table: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {str(value).lower()}" for key, value in table.items()) or "nothing"
+
+
+def _lends(loans: list[Any]) -> None:
+    for loan in loans:
+        try:
+            Borrowed(**loan)
+        except (TypeError, ValidationError) as error:
+            raise Broken(
+                f"a [[borrowed]] entry of the card, {loan}, cannot be read: {str(error).splitlines()[0]}",
+                "give it `what`, and where known `parameters` and `cost` (text)",
+            ) from error
+
+
+def settings(subject: Subject) -> str:
+    """Departures say how to have the paper's way; what they say is accepted as it stands."""
+    said_so = [f"{departure['what']} {departure['why']}" for departure in subject.card.get("departures", [])]
+    words = re.findall(rf"\b{subject.name}\.\w+=\S+", " ".join(said_so))
+    if not words:
+        raise NotApplicable("the card names no setting")
+    recipe = subject.recipe(SHAPES[2])
+    words = [word.rstrip(".,;") for word in words]
+    for word in words:
+        try:
+            override(recipe, parse_words([word]).get(subject.name, {}), subject.name)
+        except HarnessError as error:
+            raise Broken(
+                f"the card names the setting {word}, which is refused: {error.found}",
+                "name one that can be typed as it stands",
+            ) from error
+    return listed(words)
+
+
+def cost(subject: Subject) -> str:
+    """Declared parameters and FLOPs are the measured ones, and what is borrowed is named."""
+    _names_what_it_borrows(subject)
+    try:
+        measured = sizes.measured(subject.name, subject.cls, subject.size, RESOLUTION)
+    except Exception as error:  # a plugin that reads numbers of its tensors while it runs
+        raise NotApplicable(f"its cost cannot be counted without running it: {said(error)}") from error
+    found = {key: getattr(measured, key) for key in COSTS}
+    declared = subject.card.get("cost", {}).get(subject.size)
+    write = f"write under [cost] in card.toml: {line(subject.size, found)}"
+    where = f"size {subject.size} on colour images of {RESOLUTION} px"
+    if not isinstance(declared, dict) or not declared.keys() >= {*COSTS}:
+        raise Broken(f"the card declares no {', '.join(COSTS)} of {where}", write)
+    off = [key for key in COSTS if abs(declared[key] - found[key]) > WITHIN * found[key]]
+    if off:
+        told = ", ".join(f"{key} {count(declared[key])} declared, {count(found[key])} measured" for key in off)
+        raise Broken(f"the card's cost of {where} is not what is measured: {told}", f"{write}, or mend the network")
+    return f"{count(measured.parameters)} parameters, {count(measured.forward_flop)}FLOP forward{_beside(measured)}"
+
+
+def line(size: str, found: dict[str, float]) -> str:
+    """A size's entry of a card's [cost]."""
+    return f"{size} = {{ {', '.join(f'{key} = {_number(value)}' for key, value in found.items())} }}"
+
+
+def _number(value: float) -> str:
+    return f"{value:_}" if isinstance(value, int) else f"{value:.4g}".replace("e+0", "e").replace("e+", "e")
+
+
+def _beside(measured: sizes.Measure) -> str:
+    """How far it lies from the size's yardstick, for the reader of a comparison."""
+    if sizes.YARDSTICK not in method_plugins():
+        return ""
+    try:
+        yardstick = sizes.measure(sizes.YARDSTICK, measured.size, RESOLUTION)
+    except Exception:  # it is another method's fault
+        return ""
+    parameters, forward, _ = measured.off(yardstick)
+    return f" ({parameters:+.0%} and {forward:+.0%} of {sizes.YARDSTICK}'s)"
+
+
+def _names_what_it_borrows(subject: Subject) -> None:
+    method = subject.build()
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    own = prepared(method)
+    frozen = sum(p.numel() for p in method.parameters() if not p.requires_grad and id(p) not in own)
+    loans = [*subject.card.get("borrowed", []), *method.borrowed()]
+    _lends(loans)
+    if frozen > BORROWED * trained and not loans:
+        raise Broken(
+            f"{frozen:,} parameters are frozen, beside {trained:,} trained ones, and nothing is named as borrowed",
+            "name where they come from under [[borrowed]] in card.toml, or train them in `preparation`",
+        )

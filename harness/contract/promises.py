@@ -1,0 +1,78 @@
+"""All promises, in the order in which they are checked, and the checking of one."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.contract import about, building, closed, drawing, reading, runs, training
+from harness.contract.subject import Broken, NotApplicable, Subject
+
+State = Literal["kept", "broken", "skipped"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    name: str
+    title: str
+    check: Callable[[Subject], str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    promise: Promise
+    state: State
+    found: str
+    change: str = ""  # of a broken one
+    seconds: float = 0.0
+
+
+_ALL = (
+    Promise("card", "the card has what tables need, and says what the code can", about.card),
+    Promise("settings", "every setting that the card names can be typed", about.settings),
+    Promise("sizes", "every declared size is built, each larger than the last", building.sizes),
+    Promise("cost", "declared cost is measured cost, and what is borrowed is named", about.cost),
+    Promise("seed", "one seed builds one network", building.same_seed),
+    Promise("weights-only", "the state is tensors that load with weights_only", building.weights_only),
+    Promise("loss", "the loss falls on one batch of real images", training.loss_falls),
+    Promise("gradients", "a finite gradient reaches every trained parameter", training.gradients),
+    Promise("groups", "every trained parameter is in one optimizer group", training.groups),
+    Promise("odd-batches", "the last batch may be small", training.odd_batches),
+    Promise("features", "features are deterministic and of the declared shape", reading.features),
+    Promise("features-differ", "features tell images apart", reading.features_differ),
+    Promise("features-gradient", "features can be fine-tuned", reading.features_gradient),
+    Promise("dense", "features come as maps", reading.dense),
+    Promise("samples", "samples are images in range and follow the key", drawing.samples),
+    Promise("labels", "labels teach it to draw a class", drawing.labelled),
+    Promise("global-rng", "no global random generator is used", training.global_rng),
+    Promise("resume", "a stopped and killed run goes on to the same bits", runs.resume),
+    Promise("test-split", "training never opens the test split", runs.test_split),
+    Promise("network", "no network is used", runs.network),  # last: it also tells what the others met
+)
+PROMISES = {promise.name: promise for promise in _ALL}
+
+
+def check(promise: Promise, subject: Subject) -> Outcome:
+    """Whether the method keeps the promise, with the network closed. Whatever the method raises is an answer."""
+    begun = time.perf_counter()
+    with closed.network(subject.place, subject.reached_out):
+        try:
+            state, found, change = "kept", promise.check(subject), ""
+        except NotApplicable as reason:
+            state, found, change = "skipped", str(reason), ""
+        except Broken as broken:
+            state, found, change = "broken", broken.found, broken.change
+        except Exception as error:
+            state, found = "broken", f"{type(error).__name__}: {error}{_raised(error, subject.place)}"
+            change = "let it run through; the check is " + _raised(error, Path(__file__).parent).strip(" ()")
+    return Outcome(promise, state, found, change, time.perf_counter() - begun)
+
+
+def _raised(error: Exception, place: Path | None) -> str:
+    """` (method.py:57, in pretrain)`: the innermost of the error's lines below `place`."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if place and closed.is_below(f.filename, place)]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
