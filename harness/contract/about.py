@@ -71,22 +71,22 @@ def _lends(loans: list[Any]) -> None:
 
 
 def settings(subject: Subject) -> str:
-    """Departures say how to have the paper's way; what they say is accepted as it stands."""
-    said_so = [f"{departure['what']} {departure['why']}" for departure in subject.card.get("departures", [])]
-    words = re.findall(rf"\b{subject.name}\.\w+=\S+", " ".join(said_so))
-    if not words:
-        raise NotApplicable("the card names no setting")
-    recipe = subject.recipe(SHAPES[2])
-    words = [word.rstrip(".,;") for word in words]
-    for word in words:
+    """Departures say how to have the paper's way; what one says is accepted as it stands."""
+    recipe, accepted = subject.recipe(SHAPES[2]), []
+    for departure in subject.card.get("departures", []):
+        text = f"{departure['what']} {departure['why']}"
+        words = [word.rstrip(".,;") for word in re.findall(rf"\b{subject.name}\.\w+=\S+", text)]
         try:
-            override(recipe, parse_words([word]).get(subject.name, {}), subject.name)
+            override(recipe, parse_words(words).get(subject.name, {}), subject.name)
         except HarnessError as error:
             raise Broken(
-                f"the card names the setting {word}, which is refused: {error.found}",
+                f"the card names the setting {' '.join(words)}, which is refused: {error.found}",
                 "name one that can be typed as it stands",
             ) from error
-    return listed(words)
+        accepted += words
+    if not accepted:
+        raise NotApplicable("the card names no setting")
+    return listed(accepted)
 
 
 def cost(subject: Subject) -> str:

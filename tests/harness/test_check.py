@@ -1,4 +1,4 @@
-"""`harness check` as a user types it: on a method that another package brings, on a folder, on parts of the contract."""
+"""`harness check` as a user types it: of another package's method, of a folder, of parts of the contract."""
 
 from __future__ import annotations
 

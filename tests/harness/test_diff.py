@@ -225,7 +225,7 @@ def test_json_has_all_of_it(tmp_path: Path, harness) -> None:
     assert record["fields"] == [{"field": "numbers.value.value", "old": 91.4, "new": 91.8, "in_a_table": True}]
     assert said["cells"] == [
         {
-            "table": "Representation",
+            "table": table,
             "section": SECTION,
             "row": "umd",
             "column": "linear top-1 %",
@@ -233,6 +233,7 @@ def test_json_has_all_of_it(tmp_path: Path, harness) -> None:
             "new": "92.2 ± 5.1",
             "by": ["linear: numbers.value.value"],
         }
+        for table in ("Overall", "Representation")
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 import methods
 from harness import new
-from harness.plugins import card, find, load_method
+from harness.plugins import card, load_method
 
 ROOT = Path(new.__file__).resolve().parents[1]
 
@@ -112,9 +113,8 @@ def environment(folder: Path) -> Path:
     """The python of a fresh environment that sees this one's packages and this checkout, and has none of its own."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    parents = dict.fromkeys(
-        str(Path(module.__file__).parents[1]) for module in map(importlib.import_module, ("torch", "pip"))
-    )
+    places = [Path(importlib.util.find_spec(name).origin) for name in ("torch", "pip", "setuptools")]
+    parents = dict.fromkeys(str(place.parents[1]) for place in places)
     (site / "parent.pth").write_text("\n".join([str(ROOT), *parents]) + "\n")
     return folder / "bin/python"
 
@@ -145,7 +145,7 @@ def test_a_package_is_installed_checked_and_run_in_a_fresh_environment(tmp_path)
     said = typed("harness", "run", *words, "train.snapshots=[]")
     assert "brand_new" in said
     table = (outside / "runs/first/tables/tables.md").read_text()
-    assert "| brand_new" in table and "| brand_new, untrained" in table and "kNN top-1 %" in table
+    assert r"| brand\_new" in table and r"| brand\_new, untrained" in table and "kNN top-1 %" in table
     assert "BrandNew's sampler is not from its paper." in table
     (record,) = outside.glob("runs/first/runs/*/run.json")
     found = json.loads(record.read_text())
