@@ -8,6 +8,8 @@ from pathlib import Path
 
 import typer
 
+import methods
+from harness import new
 from harness.cli import app
 from harness.config import parse_words
 from harness.report.render import render
@@ -34,7 +36,10 @@ def test_make_targets_named_are_there():
     assert targets and all(re.search(rf"^{t}:", (ROOT / "Makefile").read_text(), re.M) for t in targets)
 
 
-def test_the_run_lines_and_the_study_file_are_accepted():
+def test_the_run_lines_and_the_study_file_are_accepted(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    for name in re.findall(r"harness new ([a-z_]+)", README):
+        new.write(name, tmp_path)
     lines = re.findall(r"harness run (--methods [^`\n]+)", README)
     assert len(lines) >= 2
     for line in lines:
