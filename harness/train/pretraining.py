@@ -289,7 +289,7 @@ class Pretraining:
         if log or stop:
             self._guarded()
             self._logged_at = time.perf_counter()
-            self._write_line(event="caching", share=round(self._agreed_share(), 6))
+            self._write_line(event="caching")
         if stop:
             raise Interrupted
 

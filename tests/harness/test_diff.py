@@ -62,7 +62,8 @@ def test_a_number_is_named_with_the_cells_that_it_changes(tmp_path: Path) -> Non
     assert [(c.field, c.old, c.new) for c in one.changes] == [("numbers.value.value", 91.4, 91.8)]
     changed = places(found)
     assert changed == {
-        ("Representation", "umd", "linear top-1 %"): ("92.0 ± 7.6", "92.2 ± 5.1", ("linear: numbers.value.value",))
+        (table, "umd", "linear top-1 %"): ("92.0 ± 7.6", "92.2 ± 5.1", ("linear: numbers.value.value",))
+        for table in ("Overall", "Representation")
     }
 
 
@@ -71,6 +72,7 @@ def test_two_fields_of_one_record_have_cells_of_their_own(tmp_path: Path) -> Non
     runs[0] = runs[0].model_copy(update={"ledger": runs[0].ledger | {"compile": 5.25}})
     changed = places(two(tmp_path, runs, evals))
     assert {place: by for place, (_, _, by) in changed.items()} == {
+        ("Overall", "umd", "linear top-1 %"): ("linear: numbers.value.value",),
         ("Representation", "umd", "linear top-1 %"): ("linear: numbers.value.value",),
         ("Wall-clock", "umd", "compile s"): ("run: ledger.compile",),
     }

@@ -240,7 +240,8 @@ def test_repeating_redoes_nothing_and_other_weights_are_other_rows(tmp_path, har
     type_(tmp_path / "toy.pth", "--weights", "raw")
     type_(saved(official(seed=3)))
     assert len(list(study.runs())) == len(study.asked().keys) == 3
-    labels = [row.cells[0].text for row in of_study(study)[0].sections[0].rows]
+    table = next(table for table in of_study(study) if table.title == "Representation")
+    labels = [row.cells[0].text for row in table.sections[0].rows]
     assert len(set(labels)) == len(labels) == 4, "two rows of one name"
 
 

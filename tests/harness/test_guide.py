@@ -1,0 +1,95 @@
+"""docs/adding-a-method.md, followed literally: its commands work as they stand, and its code is the example's."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import methods
+from harness import new
+from harness.plugins import card
+
+DOCS = Path(new.__file__).resolve().parents[1] / "docs"
+GUIDE = (DOCS / "adding-a-method.md").read_text()
+EXAMPLE = DOCS / "simclr"
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A folder of methods that takes the place of the checkout's, and an empty folder to type in."""
+    place = tmp_path / "methods"
+    place.mkdir()
+    monkeypatch.setattr(new, "_checkout", lambda: place)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(place)])
+    monkeypatch.chdir(tmp_path)
+    _forget()
+    yield place
+    _forget()
+
+
+def _forget() -> None:
+    card.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("methods.simclr")]:
+        del sys.modules[name]
+
+
+def typed(harness, line: str) -> str:
+    python, module, program, *words = shlex.split(line)
+    assert (python, module, program) == ("python", "-m", "harness")
+    status, out, err = harness(*words)
+    assert status == 0, f"{line}\n{out}\n{err}"
+    return out
+
+
+@pytest.mark.slow
+def test_typed_line_by_line_it_leads_to_a_row(harness, checkout):
+    first, second, third = blocks("sh")
+    for line in first.splitlines():
+        said = typed(harness, line)
+    assert re.search(r"^simclr ", said, flags=re.MULTILINE), "a row already"
+    for path in EXAMPLE.iterdir():  # sections 2 to 4: the folder gets its content
+        if path.is_file():
+            shutil.copy(path, checkout / "simclr" / path.name)
+    _forget()
+    for line in second.splitlines():
+        assert "0 broken" in typed(harness, line)
+    for line in third.splitlines():
+        said = typed(harness, line)
+    assert re.search(r"^simclr +1 ", said, flags=re.MULTILINE) and "SimCLR cannot draw." in said
+    assert sorted(path.name for path in checkout.iterdir()) == ["simclr"], "nothing outside its folder"
+
+
+def test_the_examples_own_test_passes(checkout):
+    shutil.copytree(EXAMPLE, checkout / "simclr")
+    module = importlib.import_module("methods.simclr.test_method")
+    tests = [value for name, value in vars(module).items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        test()
+
+
+def test_the_guides_code_is_the_examples():
+    code = (EXAMPLE / "method.py").read_text()
+    assert len(blocks("python")) == 3
+    for block in blocks("python"):
+        assert block in code, block
+
+
+def test_what_it_says_to_type_in_earnest_is_understood():
+    from harness.study import build
+
+    lines = blocks("text")[0].splitlines()
+    words = shlex.split(lines[0])[4:]
+    options = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    study = build({**options, "methods": "mae", "seeds": int(options["seeds"])})
+    assert lines[1].endswith(f"runs/{study.folder_name()}")
