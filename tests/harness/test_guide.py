@@ -65,7 +65,7 @@ def test_typed_line_by_line_it_leads_to_a_row(harness, checkout):
         assert "0 broken" in typed(harness, line)
     for line in third.splitlines():
         said = typed(harness, line)
-    assert re.search(r"^simclr +1 ", said, flags=re.MULTILINE) and "SimCLR cannot draw." in said
+    assert re.search(r"^simclr \[[a-z]\] +1 ", said, flags=re.MULTILINE) and "SimCLR cannot draw." in said
     assert sorted(path.name for path in checkout.iterdir()) == ["simclr"], "nothing outside its folder"
 
 

@@ -204,7 +204,9 @@ def test_the_log_has_a_line_for_every_step_and_one_for_every_attempt(toy_run: Ca
     shares = [line["share"] for line in lines if "share" in line]
     assert shares == pytest.approx([i / 24 for i in range(1, 25)], abs=1e-5)
     assert all(math.isfinite(line["loss"]) and line["img_s"] > 0 for line in lines if "phase" in line)
-    assert [(t.phase, round(t.share, 6)) for t in ticks] == [(line["phase"], line["share"]) for line in lines[:10]]
+    told = [(line["phase"], line["share"]) for line in lines if "phase" in line]
+    assert [(t.phase, round(t.share, 6)) for t in ticks] == told[:10]
+    assert {line["step"] for line in lines if line.get("event") == "caching"} == {6}, "before the first step on them"
     assert all(t.left_s >= 0 for t in ticks)
 
 
