@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from harness.budget import parse_budget
@@ -37,6 +38,16 @@ class Trial:
     def finished(self) -> bool:
         return self.run.state == "finished"
 
+    @cached_property
+    def settings(self) -> dict[str, object]:
+        """Those of the run; every table asks for them, several times."""
+        return settings(self.run)
+
+    @cached_property
+    def row(self) -> tuple[str, str]:
+        """What it shares with the method's other seeds."""
+        return self.run.cell.method, repr(self.settings)
+
 
 @dataclass
 class Group:
@@ -57,7 +68,7 @@ class Group:
         """Trials that differ in the seed only, in a fixed order."""
         found: dict[tuple[str, str], list[Trial]] = defaultdict(list)
         for trial in sorted(self.trials, key=lambda t: _order(t.run)):
-            found[trial.run.cell.method, repr(settings(trial.run))].append(trial)
+            found[trial.row].append(trial)
         return [found[key] for key in sorted(found)]
 
 
@@ -175,8 +186,8 @@ def settings(run: RunRecord) -> dict[str, object]:
 
 def label(trial: Trial, group: Group, titles: Mapping[str, str]) -> str:
     """The method's title, and the settings in which it differs from its other rows of the group."""
-    name, mine = trial.run.cell.method, settings(trial.run)
-    others = [settings(t.run) for t in group.trials if t.run.cell.method == name]
+    name, mine = trial.run.cell.method, trial.settings
+    others = [t.settings for t in group.trials if t.run.cell.method == name]
     others = [other for other in others if other.get("file") == mine.get("file")]
     keys = sorted({key for other in others for key in other.keys() | mine.keys()})
     absent = object()

@@ -12,7 +12,7 @@ from harness.report.layout import Section, Table
 from harness.report.published import of_methods
 from harness.report.sections import gather
 from harness.report.view import View
-from harness.store import Study
+from harness.store import Study, uncollected
 
 SEEDS = (
     "± is the half-width of the 95 % t-interval over seeds; in brackets, where there is one seed, over the eval's own "
@@ -115,10 +115,11 @@ def of_study(
     Runs of other settings may lie in the same folder; beside these they would pass for further seeds.
     """
     asked = set(study.asked().keys)
-    runs, evals = study.records()
-    runs = [run for run in runs if run.key in asked]
-    evals = [record for record in evals if record.key is None or record.key in asked]
-    return build(runs, evals, titles, wanted, view)
+    with uncollected():
+        runs, evals = study.records()
+        runs = [run for run in runs if run.key in asked]
+        evals = [record for record in evals if record.key is None or record.key in asked]
+        return build(runs, evals, titles, wanted, view)
 
 
 def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Path]:
