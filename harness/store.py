@@ -140,6 +140,12 @@ class Study:
         """Where a reference row lies that was evaluated with the settings of `size`."""
         return self.path / "references" / dataset / "-".join([*name.split(), *([size] if size else [])])
 
+    def holding(self, record: EvalRecord) -> Path:
+        """The folder in which the record and its pictures lie."""
+        if record.reference is not None:
+            return self.reference(record.dataset, record.reference, record.size)
+        return self.run(record.key or "").evals(record.share or 0.0, record.cheap)
+
     def tables(self) -> Path:
         return self.path / "tables"
 

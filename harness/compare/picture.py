@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,52 +11,30 @@ from typing import Any
 from harness.compare.races import AXES, Axis, Race
 from harness.compare.ratios import MOST, profile
 from harness.errors import unknown
-from harness.files import write_atomic
 from harness.report import format as fmt
 from harness.report.curves import value_at
+from harness.report.figure import DASHES, panels, save
 from harness.stats import mean_interval
 
 GRID = 60  # points of a drawn curve
-DASHES = ("-", "--", ":", "-.")
 
 
 def draw(races: Sequence[Race], targets: Mapping[str, Sequence[float]], axis: str, folder: Path) -> list[Path]:
     """`compare.png` and `compare.svg`. Raises HarnessError for an axis that is none, or that a run does not know."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if axis not in AXES:
         raise unknown("axis", axis, AXES, "--axis gpu-h")
     known = [race for race in races if race.common(AXES[axis]) is not None]
     if not known:
         raise unknown("axis", axis, [a.name for a in AXES.values() if any(r.common(a) for r in races)], "--axis flop")
-    panels = len(known) + 1
-    columns = min(3, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, places = panels(len(known) + 1, height=3.6)
     names = list(dict.fromkeys(entrant.name for race in known for entrant in race.entrants))
     looks = {name: (f"C{i}", DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
     for place, race in zip(places, known, strict=False):
         _curves(place, race, targets[race.heading], AXES[axis], looks)
     _profile(places[len(known)], known, targets, AXES[axis], looks)
-    for place in places[panels:]:
-        place.set_axis_off()
     handles = [places[0].plot([], [], color=color, linestyle=dash)[0] for color, dash in looks.values()]
     figure.legend(handles, list(looks), loc="outside lower center", ncols=min(6, len(looks)), fontsize=9)
-    return [_saved(figure, folder / f"compare.{form}", form, matplotlib) for form in ("png", "svg")]
-
-
-def _saved(figure: Any, path: Path, form: str, matplotlib: Any) -> Path:
-    """No date and no random ids: equal records, equal bytes."""
-    content = io.BytesIO()
-    metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-    with matplotlib.rc_context({"svg.hashsalt": "recognise-and-draw", "svg.fonttype": "path"}):
-        figure.savefig(content, format=form, dpi=120, metadata=metadata)
-    write_atomic(path, content.getvalue())
-    return path
+    return [save(figure, folder / f"compare.{form}") for form in ("png", "svg")]
 
 
 def _curves(place: Any, race: Race, targets: Sequence[float], axis: Axis, looks: Mapping[str, tuple[str, str]]) -> None:

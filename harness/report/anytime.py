@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.files import write_atomic
 from harness.records import EvalRecord, RunRecord
+from harness.report import format as fmt
+from harness.report.figure import DASHES, panels, save
 from harness.report.sections import gather, mark
 from harness.stats import mean_interval
 
-DASHES = ("-", "--", ":", "-.")  # so that curves that coincide, as of readers of one pre-training, are all seen
-AXES = {"share": "share of the budget", "img": "images seen", "flop": "training FLOP"}
+AXES = {  # what is paid along the curve -> the field of a Point, and what is written below the axis
+    "share": ("share", "share of the budget"),
+    "gpu-h": ("device_s", "device time, {}"),
+    "flop": ("flop", "training FLOP"),
+    "img": ("img", "images seen"),
+}
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One number of one snapshot; images and FLOP are the run's meter when it was taken."""
+    """One number of one snapshot; device seconds, images and FLOP are the run's meter when it was taken."""
 
     dataset: str
     size: str
@@ -30,6 +35,7 @@ class Point:
     method: str
     seed: int
     share: float
+    device_s: float | None
     img: float | None
     flop: float | None
     value: float
@@ -48,11 +54,11 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
             if not record.cheap or record.share is None:
                 continue
             at = trial.run.snapshots.get(f"{record.share:.4f}")
-            img, flop = (None, None) if at is None else (at.img, at.flop)
+            paid = (None, None, None) if at is None else (at.device_s, at.img, at.flop)
             for number in record.numbers.values():
                 place = (cell.dataset, cell.size, cell.budget, record.eval, record.protocol, number.title)
                 part = "test" if record.test_opened else "held-out train"
-                seen = (who, cell.seed, record.share, img, flop, number.value, number.better, number.n, part)
+                seen = (who, cell.seed, record.share, *paid, number.value, number.better, number.n, part)
                 found[trial.run.key, record.eval, record.share, number.title] = Point(*place, *seen)
     return sorted(found.values(), key=lambda p: (*_panel(p), p.method, p.seed, p.share, p.value))
 
@@ -67,42 +73,39 @@ def to_csv(curve: Sequence[Point]) -> str:
 
 
 def plot(curve: Sequence[Point], path: Path, axis: str = "share", titles: Mapping[str, str] | None = None) -> Path:
-    """A PNG with one panel per data set, size, budget and number; a line per method, a band over its seeds.
+    """A PNG or SVG with one panel per data set, size, budget and number; a line per method, a band over its seeds.
 
     Raises HarnessError when there is nothing to draw.
     """
-    import io
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if axis not in AXES:
         raise HarnessError(f"no axis {axis!r}", f"one of {', '.join(AXES)}")
-    panels = sorted({_panel(point) for point in curve})
-    if not panels:
+    numbers = sorted({_panel(point) for point in curve})
+    if not numbers:
         raise HarnessError(
             "no snapshots were evaluated", "quick evals of a run's snapshots", "python -m harness eval STUDY"
         )
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, places = panels(len(numbers))
     looks = {method: (f"C{i}", DASHES[i % len(DASHES)]) for i, method in enumerate(sorted({p.method for p in curve}))}
     lines: dict[str, Any] = {}
-    for place, panel in zip(places, panels, strict=False):
+    for place, panel in zip(places, numbers, strict=True):
         lines |= _draw(place, [p for p in curve if _panel(p) == panel], axis, looks)
-    for place in places[len(panels) :]:
-        place.set_axis_off()
     names = sorted(lines)
     labels = [(titles or {}).get(name, name) for name in names]
-    figure.legend(
-        [lines[name] for name in names], labels, loc="outside lower center", ncols=2 * columns + 1, fontsize=8
-    )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120, metadata={"Software": None})
-    write_atomic(path, picture.getvalue())
-    return path
+    across = 2 * min(3, len(numbers)) + 1
+    figure.legend([lines[name] for name in names], labels, loc="outside lower center", ncols=across, fontsize=8)
+    return save(figure, path)
+
+
+def averaged(seeds: Sequence[Point], axis: str) -> list[tuple[float, float, float | None]]:
+    """What was paid, the quality and the half-width of its interval, over the seeds of each snapshot."""
+    field, _ = AXES[axis]
+    known = [p for p in seeds if getattr(p, field) is not None]
+    line = []
+    for share in sorted({p.share for p in known}):
+        here = [p for p in known if p.share == share]
+        paid, _ = mean_interval([getattr(p, field) for p in here])
+        line.append((paid, *mean_interval([p.value for p in here])))
+    return line
 
 
 def _panel(point: Point) -> tuple[str, str, str, str, int, str]:
@@ -112,24 +115,21 @@ def _panel(point: Point) -> tuple[str, str, str, str, int, str]:
 def _draw(place: Any, panel: list[Point], axis: str, looks: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """Draw the panel on a matplotlib Axes; each method's line."""
     drawn = {}
+    field, below = AXES[axis]
+    unit = fmt.time_unit(getattr(p, field) or 0.0 for p in panel)
+    scale = fmt.TIME_UNITS[unit] if field == "device_s" else 1.0
     for method in sorted({p.method for p in panel}):
         color, dash = looks[method]
-        mine = [p for p in panel if p.method == method and getattr(p, axis) is not None]
-        line = []
-        for share in sorted({p.share for p in mine}):
-            here = [p for p in mine if p.share == share]
-            across, _ = mean_interval([getattr(p, axis) for p in here])
-            line.append((across, *mean_interval([p.value for p in here])))
+        line = averaged([p for p in panel if p.method == method], axis)
         if not line:
             continue
-        xs, means, halves = zip(*line, strict=True)
+        xs, means, halves = zip(*((paid / scale, mean, half or 0.0) for paid, mean, half in line), strict=True)
         (drawn[method],) = place.plot(xs, means, marker="o", markersize=4, color=color, linestyle=dash)
-        low = [m - (h or 0) for m, h in zip(means, halves, strict=True)]
-        high = [m + (h or 0) for m, h in zip(means, halves, strict=True)]
+        low, high = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
         place.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
     first = panel[0]
     place.set_title(f"{first.dataset}, {first.size}, {first.budget}", fontsize=10)
-    place.set_xlabel(AXES[axis])
+    place.set_xlabel(below.format(unit))
     place.set_ylabel(f"{first.title} ({first.better} is better)")
     place.annotate(f"{first.n} images of {first.part}", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize=8)
     place.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from harness.launch.cli import StudyDir
 
 def add(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (table, compare, diff):
+    for command in (table, report, compare, diff):
         app.command()(command)
 
 
@@ -43,6 +43,38 @@ def table(
 
     shown = view(only, filter or (), columns, sort, mix, published)
     typer.echo(render_study(Study(study), format, target, shown), nl=False)
+
+
+def report(
+    study: StudyDir,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page. [default: STUDY/report]")] = None,
+    target: Annotated[str | None, typer.Option(help="What reaching targets cost: linear=40,knn=35.")] = None,
+    filter: Annotated[
+        list[str] | None, typer.Option(help="Runs: method=umd,mae, or dataset, size, budget, seed; once for each.")
+    ] = None,
+    mix: Annotated[str | None, typer.Option(help="What rows may differ in, marked: device, protocol, n, ...")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Published numbers where they are comparable.")
+    ] = False,
+) -> None:
+    """Make a page of the study: tables to sort and filter, plots, samples, every number with its records.
+
+    One file that asks nobody for anything, and plots as PNG and SVG beside it; equal records give equal bytes.
+
+    Example: python -m harness report results/cifar10-nano-10min
+    """
+    from harness.page.command import report as report_
+    from harness.report.targets import parse
+    from harness.report.view import view
+    from harness.store import Study
+
+    wanted = () if target is None else parse(target)
+    folder = out or study / "report"
+    page, *plots = report_(Study(study), folder, view(keep=filter or (), mix=mix, published=published), wanted)
+    typer.echo(f"page      {page} ({page.stat().st_size / 2**20:.1f} MiB, one file)")
+    for plot in plots:
+        typer.echo(f"plot      {plot}")
+    typer.echo(f"next      open {page} in a browser; a click on a number shows the records behind it")
 
 
 def compare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from harness.ledger import ACCOUNTS, CHARGED
@@ -60,9 +60,13 @@ def _section(group: Group, references: Sequence[EvalRecord], titles: Mapping[str
         (Column("borrowed", numeric=False), _borrowed),
         (Column("tuning trials"), lambda line: Cell(line.trials)),
     ]
-    rows = tuple(Row(line.kind, tuple(make(line) for _, make in made)) for line in lines)
+    rows = tuple(Row(line.kind, tuple(_from(line, make(line)) for _, make in made)) for line in lines)
     conditions = "; ".join(describe(key, value) for key, value in sorted(group.conditions.items()))
-    return hoist_notes(Section(group.heading, conditions, tuple(column for column, _ in made), rows))
+    return hoist_notes(Section(group.heading, conditions, tuple(column for column, _ in made), rows, of=group.of))
+
+
+def _from(line: Line, cell: Cell) -> Cell:
+    return cell if cell.text == fmt.MISSING else replace(cell, records=line.runs)
 
 
 def _of_method(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> list[Line]:

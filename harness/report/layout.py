@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from harness.records import EvalRecord, RunRecord
 from harness.report.format import MISSING
 
 Kind = Literal["method", "untrained", "unfinished", "reference", "published"]
@@ -19,6 +20,7 @@ class Cell:
     notes: tuple[str, ...] = ()
     flag: bool = False  # to be seen at a glance: a method that does not beat its references
     best: bool = False  # of its column, and told apart from the next
+    records: tuple[EvalRecord | RunRecord, ...] = field(default=(), compare=False, repr=False)  # that it was read from
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Row:
 class Picture:
     caption: str
     path: str  # relative to the folder of the tables
+    who: str = ""  # the row whose picture it is
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Section:
     rows: tuple[Row, ...]
     remarks: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    of: tuple[str, ...] = ()  # data set, size and budget, where all rows have the same
 
 
 @dataclass(frozen=True)

@@ -106,12 +106,13 @@ def _section(group: Group, standings: Sequence[Standing], columns: Sequence[Colu
     rows = []
     for row in standings:
         mean = Cell() if row.mean is None else Cell(fixed(row.mean, 1))
-        cells = [Cell(row.line.label, notes=row.line.notes), Cell(row.line.seeds), *row.cells, mean]
+        made_by = tuple(trial.run for trial in row.line.trials)
+        cells = [Cell(row.line.label, notes=row.line.notes, records=made_by), Cell(row.line.seeds), *row.cells, mean]
         kind = "method" if row.line.kind == "method" else "unfinished"
         rows.append(Row(kind, (*cells, _speed(row.line, group))))
     stated = [key for key in sorted(group.conditions) if key[0] not in ("n", "settings")]
     said = "; ".join(describe(key, group.conditions[key]) for key in stated)
-    return hoist_notes(Section(group.heading, said, tuple(head), tuple(rows)))
+    return hoist_notes(Section(group.heading, said, tuple(head), tuple(rows), of=group.of))
 
 
 def _speed(line: Line, group: Group) -> Cell:

@@ -88,6 +88,7 @@ class Builder:
             tuple(rows),
             tuple(self.remarks),
             tuple(self._pictures()),
+            self.group.of,
         )
         return hoist_notes(made)
 
@@ -231,7 +232,7 @@ class Builder:
     # -- cells -----------------------------------------------------------------------------------------------
 
     def _cells(self, line: Line, closing: Iterable[Callable[[Line], Cell]]) -> list[Cell]:
-        cells = [Cell(line.label, notes=line.notes), Cell(line.seeds)]
+        cells = [Cell(line.label, notes=line.notes, records=tuple(t.run for t in line.trials)), Cell(line.seeds)]
         cells += [self.result(line, place) for place in self.places]
         cells += [] if self.places else [Cell(line.state or "not evaluated")]
         return cells + [Cell() if line.state or line.stated else make(line) for make in closing]
@@ -258,7 +259,8 @@ class Builder:
         first = self.best.get(place)
         leads = first is not None and first.line is line and not beaten
         said += [first.note(digits)] if leads else []
-        return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten, best=leads)
+        seen = tuple(line.evals(place))
+        return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten, best=leads, records=seen)
 
     def _not_better(self, line: Line, rival: Line, place: Place) -> bool | None:
         """Whether the line's mean is no better than the rival's; None when they cannot be compared."""
@@ -290,17 +292,10 @@ class Builder:
         return Cell(", ".join(sorted(found, key=int)) or MISSING)
 
     def _pictures(self) -> Iterable[Picture]:
+        study = Study(Path(".."))  # seen from the folder of the tables
         for line in self.lines if self.table in PICTURED else []:
             for record in (r for seed in line.records for r in seed.values() if line.kind != "untrained"):
                 seed = f", seed {record.cell.seed}" if record.cell else ""
                 for name in record.pictures:
                     what = f"{Path(name).stem} of {line.label}{seed}"
-                    yield Picture(what, (folder(record) / name).as_posix())
-
-
-def folder(record: EvalRecord) -> Path:
-    """Where the record lies, seen from the folder of the tables."""
-    study = Study(Path(".."))
-    if record.reference is not None:
-        return study.reference(record.dataset, record.reference, record.size)
-    return study.run(record.key or "").evals(record.share or 0.0)
+                    yield Picture(what, (study.holding(record) / name).as_posix(), line.label)

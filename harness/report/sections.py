@@ -61,8 +61,12 @@ class Group:
     apart: list[str] = field(default_factory=list)  # conditions in which a sibling group differs
 
     @property
+    def of(self) -> tuple[str, str, str]:
+        return self.dataset, self.size, self.budget
+
+    @property
     def heading(self) -> str:
-        return " · ".join([self.dataset, self.size, self.budget, *self.apart])
+        return " · ".join([*self.of, *self.apart])
 
     def methods(self) -> list[list[Trial]]:
         """Trials that differ in the seed only, in a fixed order."""

@@ -63,6 +63,7 @@ TO_TARGET = (
     "What a run had spent when its quick evals first reached a target, interpolated linearly between snapshots; inf: "
     f"never within its budget. {SEEDS} {ABSENT}"
 )
+WALL_CLOCK_TITLE = "Wall-clock"
 WALL_CLOCK = (
     "Means over seeds; spend against budget from the lowest seed to the highest. Only accounts marked as "
     f"charged count against the budget; untrained networks and references show what their evals took. {ABSENT}"
@@ -100,7 +101,7 @@ def build(
         tables.insert(0, ("Overall", OVERALL, ranked))
     if wanted:
         tables.append(("To target", TO_TARGET, targets.sections(trials, wanted, titles)))
-    tables.append(("Wall-clock", WALL_CLOCK, clock.sections(trials, references, titles)))
+    tables.append((WALL_CLOCK_TITLE, WALL_CLOCK, clock.sections(trials, references, titles)))
     return view.of_tables([_table(title, caption, sections, left_out) for title, caption, sections in tables])
 
 
@@ -137,4 +138,4 @@ def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Pat
 
 def _table(title: str, caption: str, sections: tuple[Section, ...], left_out: str) -> Table:
     said = f"{caption} {left_out}".rstrip()
-    return Table(title, said, sections, tall=title == "Wall-clock")
+    return Table(title, said, sections, tall=title == WALL_CLOCK_TITLE)

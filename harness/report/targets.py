@@ -110,7 +110,7 @@ def _section(group: Group, targets: Sequence[Target], titles: Mapping[str, str])
                 row.append(Cell(line.state) if line.state else _cell(line, seeds, price, unit))
     said = "; ".join(describe(key, value) for key, value in sorted(group.conditions.items()) if key[0] != "settings")
     made = [Row("unfinished" if line.state else "method", tuple(row)) for line, row in zip(lines, rows, strict=True)]
-    return hoist_notes(Section(group.heading, said, tuple(columns), tuple(made)))
+    return hoist_notes(Section(group.heading, said, tuple(columns), tuple(made), of=group.of))
 
 
 def _lines(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> list[Line]:
