@@ -245,16 +245,13 @@ def _budgets(races: Sequence[Race]) -> Table:
 
 
 def _ladder(race: Race) -> Section:
-    steps = max(len(points) for e in race.entrants for points in e.curves.values())
     rows, columns = [[Cell(entrant.name)] for entrant in race.entrants], []
-    for step in range(steps):
-        here = [{s: p[step] for s, p in e.curves.items() if len(p) > step} for e in race.entrants]
-        spent = [point.at.device_s for points in here for point in points.values()]
-        if not spent or not max(spent):
-            continue  # the untrained networks
-        unit = fmt.time_unit(spent)
-        columns += [Column(f"{race.metric} at {fmt.duration(statistics.fmean(spent), unit)} {unit}"), Column("rank")]
-        present = [i for i, points in enumerate(here) if points]
+    for budget in race.budgets:
+        here = [entrant.rungs.get(budget, {}) for entrant in race.entrants]
+        if not any(here):
+            continue
+        columns += [Column(f"{race.metric} at {budget}"), Column("rank", f"rank at {budget}")]
+        present = [i for i, rung in enumerate(here) if rung]
         measured = [Measured({seed: point.value for seed, point in here[i].items()}) for i in present]
         placed = dict(zip(present, ranks(measured, race.better == "higher"), strict=True))
         for i, row in enumerate(rows):
@@ -275,15 +272,15 @@ def _value(values: Sequence[float], digits: int) -> Cell:
 
 
 def _crossings(race: Race) -> Iterable[str]:
-    """Where the mean of one method overtakes another's from one budget to the next."""
-    means = [_mean_curve(entrant) for entrant in race.entrants]
+    """Where the mean of one method overtakes another's from one budget to the next that both have."""
+    means = [_mean_rungs(entrant) for entrant in race.entrants]
     for i, one in enumerate(means):
-        for j in range(i):
-            other = means[j]
+        for j, other in enumerate(means[:i]):
+            both = [(one[budget], other[budget]) for budget in race.budgets if budget in one and budget in other]
             for (cost, gap), (next_cost, next_gap) in pairwise(
-                [(math.sqrt(a[0] * b[0]), a[1] - b[1]) for a, b in zip(one, other, strict=False)]
+                [(math.sqrt(a[0] * b[0]), a[1] - b[1]) for a, b in both]
             ):
-                if gap * next_gap < 0:
+                if gap * next_gap < 0 < min(cost, next_cost):
                     way = gap / (gap - next_gap)
                     at = cost * (next_cost / cost) ** way
                     names = race.entrants[i].name, race.entrants[j].name
@@ -293,10 +290,12 @@ def _crossings(race: Race) -> Iterable[str]:
                     yield f"{ahead} overtakes {behind} at about {fmt.duration(at, unit)} {unit} of device time."
 
 
-def _mean_curve(entrant: Entrant) -> list[tuple[float, float]]:
-    """Mean device time and mean quality of each budget; the untrained network is left out."""
-    curves = [[point for point in points if point.at.device_s > 0] for points in entrant.curves.values()]
-    return [
-        (statistics.fmean(p.at.device_s for p in step), statistics.fmean(p.value for p in step))
-        for step in zip(*curves, strict=False)
-    ]
+def _mean_rungs(entrant: Entrant) -> dict[str, tuple[float, float]]:
+    """Mean device time and mean quality over seeds, by budget."""
+    return {
+        budget: (
+            statistics.fmean(point.at.device_s for point in rung.values()),
+            statistics.fmean(point.value for point in rung.values()),
+        )
+        for budget, rung in entrant.rungs.items()
+    }

@@ -114,7 +114,7 @@ def split(trials: Iterable[Trial], conditions: Callable[[Trial], Conditions], mi
         fitting[0].conditions.update(mine)
         fitting[0].trials.append(trial)
     for groups in blocks.values():
-        _name_apart(groups)
+        name_apart(groups)
     ordered = sorted(blocks, key=lambda place: (place[0], _size_rank(place[1]), _budget_rank(place[2])))
     return [group for place in ordered for group in sorted(blocks[place], key=lambda g: g.apart)]
 
@@ -204,7 +204,8 @@ def mark(run: RunRecord) -> str:
     return ", saw labels" if run.saw_labels else ""
 
 
-def _name_apart(groups: list[Group]) -> None:
+def name_apart(groups: list[Group]) -> None:
+    """Give each of the groups, which are of one place, the conditions in which others differ from it."""
     keys = sorted({key for g in groups for h in groups for key in differences(g.conditions, h.conditions)})
     for group in groups:
         others = [g.conditions for g in groups]

@@ -145,27 +145,6 @@ def test_a_run_that_is_not_finished_is_said_and_takes_no_part():
     assert found.remarks == ["fast, seed 0: running 100%"]
 
 
-def test_a_ladder_of_budgets_has_ranks_at_each_and_says_where_they_cross():
-    runs, evals = [], []
-    for method, qualities in (("fast", (60.0, 64.0)), ("slow", (50.0, 70.0))):
-        for budget, seconds, quality in zip(("1min", "4min"), (60.0, 240.0), qualities, strict=True):
-            for seed in range(3):
-                made = run(method, seed, seconds, key=f"{method}-{budget}-{seed}")
-                runs.append(made.model_copy(update={"cell": made.cell.model_copy(update={"budget": budget})}))
-                evals.append(made_eval(runs[-1], "linear", quality + 0.1 * seed))
-                evals.append(made_eval(runs[-1], "linear", 40.0, share=0.0))
-    (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", "ladder", {})
-    assert [point.value for point in found.entrants[0].curves[0]] == [40.0, 60.0, 64.0]
-    table = next(t for t in build([found], {found.heading: ()}, chosen=False) if t.title == "Budgets")
-    (section,) = table.sections
-    assert [[cell.text for cell in row.cells] for row in section.rows] == [
-        ["fast", "60.1 ± 0.2", "1", "64.1 ± 0.2", "2"],
-        ["slow", "50.1 ± 0.2", "2", "70.1 ± 0.2", "1"],
-    ]
-    at = 60 * 4 ** (10 / 16)  # the gap goes from -10 to 6
-    assert section.remarks[0] == f"slow overtakes fast at about {at:.0f} s of device time."
-
-
 def test_methods_on_different_machines_are_in_no_race():
     runs, evals = study()
     for i in range(3):
