@@ -121,12 +121,17 @@ def _speedups(race: Race, targets: Sequence[float]) -> Section:
         pairs = ((first, other, target) for target in targets for other in others)
         for row, (mine, theirs, target) in zip(rows, pairs, strict=True):
             row.append(_ratio(speedup(*(e.prices(axis, race.better, target) for e in (mine, theirs)))))
-    return _section(race, columns, rows)
+    return _section(race, columns, rows, [f"{first.name}: {note}." for note in _named([first]).notes])
+
+
+def _named(entrants: Sequence[Entrant], word: str = "") -> Cell:
+    """The name that they share (one, or one of each race), with what is to be known of any of them."""
+    return Cell(word + entrants[0].name, notes=tuple(dict.fromkeys(note for e in entrants for note in e.notes)))
 
 
 def _by_target(entrants: Sequence[Entrant], targets: Sequence[float], race: Race, word: str = "") -> list[list[Cell]]:
     return [
-        [Cell(word + entrant.name, notes=tuple(dict.fromkeys(entrant.notes))), Cell(f"{SIGNS[race.better]} {target:g}")]
+        [_named([entrant], word), Cell(f"{SIGNS[race.better]} {target:g}")]
         for target in targets
         for entrant in entrants
     ]
@@ -163,7 +168,7 @@ def _times(value: float) -> str:
 
 
 def _areas(race: Race) -> Section:
-    columns, rows = [], [[Cell(entrant.name)] for entrant in race.entrants]
+    columns, rows = [], [[_named([entrant])] for entrant in race.entrants]
     for axis in _known(race):
         cost = race.common(axis)
         unit = fmt.time_unit([cost])
@@ -173,7 +178,7 @@ def _areas(race: Race) -> Section:
 
 
 def _equal_cost(race: Race) -> Section:
-    rows = [[Cell(e.name), Cell(f"{100 * share:g} %")] for share in SHARES for e in race.entrants]
+    rows = [[_named([e]), Cell(f"{100 * share:g} %")] for share in SHARES for e in race.entrants]
     columns, many = [Column("share of the common cost", numeric=False)], len(race.entrants)
     for axis in _known(race):
         whole = race.common(axis)
@@ -221,7 +226,7 @@ def _profiles(races: Sequence[Race], targets: Targets) -> list[Table]:
         ]
         found = profile(workloads)
         if found.ratios and axis.name != "time":
-            sections.append(_profile(found, axis, len(next(iter(found.ratios.values())))))
+            sections.append(_profile(found, axis, [entrant for race in known for entrant in race.entrants]))
     return [Table("Performance profile", PROFILE, tuple(sections))]
 
 
@@ -229,14 +234,14 @@ def _median(prices: Mapping[int, float]) -> float:
     return statistics.median(prices.values()) if prices else math.inf
 
 
-def _profile(found: Profile, axis: Axis, workloads: int) -> Section:
+def _profile(found: Profile, axis: Axis, entrants: Sequence[Entrant]) -> Section:
     columns = [Column("method", numeric=False), *(Column(f"≤ {tau:g} times, %") for tau in TAUS), Column("score")]
-    names = sorted(found.ratios, key=lambda name: -found.score(name))
-    rows = [
-        Row("method", (Cell(name), *(Cell(fmt.fixed(100 * found.share(name, tau), 0)) for tau in TAUS),
-                       Cell(fmt.fixed(found.score(name), 3))))
-        for name in names
-    ]  # fmt: skip
+    rows = []
+    for name in sorted(found.ratios, key=lambda name: -found.score(name)):
+        shares = [Cell(fmt.fixed(100 * found.share(name, tau), 0)) for tau in TAUS]
+        who = _named([entrant for entrant in entrants if entrant.name == name])
+        rows.append(Row("method", (who, *shares, Cell(fmt.fixed(found.score(name), 3)))))
+    workloads = len(next(iter(found.ratios.values())))
     return Section(f"by {axis.plain}", f"{workloads} workloads", tuple(columns), tuple(rows))
 
 
@@ -245,7 +250,7 @@ def _budgets(races: Sequence[Race]) -> Table:
 
 
 def _ladder(race: Race) -> Section:
-    rows, columns = [[Cell(entrant.name)] for entrant in race.entrants], []
+    rows, columns = [[_named([entrant])] for entrant in race.entrants], []
     for budget in race.budgets:
         here = [entrant.rungs.get(budget, {}) for entrant in race.entrants]
         if not any(here):

@@ -154,6 +154,30 @@ def test_methods_on_different_machines_are_in_no_race():
         races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
 
 
+def test_what_is_to_be_known_of_the_first_stands_under_its_speed_ups():
+    found = race()
+    found.entrants[0].notes = ["several runs of seed 2: the last one counts"] * 2
+    table = next(t for t in build([found], {found.heading: (54.0,)}, chosen=False) if t.title == "Speed-up of fast")
+    assert table.sections[0].remarks == ("fast: several runs of seed 2: the last one counts.",)
+
+
+@pytest.mark.parametrize("source", ["snapshots", "ladder"])
+def test_every_table_says_that_a_seed_ran_twice(source):
+    runs, evals = study()
+    again = [record.model_copy(update={"key": "slow-2-again"}) for record in evals if record.key == "slow-2"]
+    runs.append(runs[-1].model_copy(update={"key": "slow-2-again"}))
+    (found,) = races(gather(runs, [*evals, *again])[0], ["fast", "slow"], "linear", source, {})
+    made = build([found], {found.heading: (54.0,)}, chosen=False)
+    told = {
+        table.title
+        for table in made
+        if all(
+            "several runs of seed 2" in row["notes"] for row in rows([table], table.title) if "slow" in row["method"]
+        )
+    }
+    assert told == {table.title for table in made} and len(told) == (5 if source == "snapshots" else 6)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
