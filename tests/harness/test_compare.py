@@ -161,6 +161,23 @@ def test_what_is_to_be_known_of_the_first_stands_under_its_speed_ups():
     assert table.sections[0].remarks == ("fast: several runs of seed 2: the last one counts.",)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ({"k": 5}, {"k": 5, "centred": None}, ["linear centred=None", "linear centred=—"]),  # from before it was one
+        ({"k": 5}, {"k": "5"}, ["linear k=5", "linear k=5 · (2)"]),
+        ({"k": 1}, {"k": True}, ["linear k=1", "linear k=True"]),
+    ],
+)
+def test_no_two_races_have_one_heading_by_which_their_targets_go(one, other, apart):
+    runs, evals = study()
+    again = [run.model_copy(update={"key": f"{run.key}-again"}) for run in runs]
+    redone = [record.model_copy(update={"key": f"{record.key}-again", "config": other}) for record in evals]
+    evals = [record.model_copy(update={"config": one}) for record in evals]
+    found = races(gather([*runs, *again], [*evals, *redone])[0], ["fast", "slow"], "linear", None, {})
+    assert sorted(each.heading.removeprefix("digits · nano · 1min · ") for each in found) == apart
+
+
 @pytest.mark.parametrize("source", ["snapshots", "ladder"])
 def test_every_table_says_that_a_seed_ran_twice(source):
     runs, evals = study()
