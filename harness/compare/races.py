@@ -15,7 +15,17 @@ from typing import Literal
 from harness.errors import HarnessError, unknown
 from harness.records import RunRecord, Spend
 from harness.report import format as fmt
-from harness.report.curves import Point, conditions, curve, joules, mean_quality, number, reached, value_at
+from harness.report.curves import (
+    Point,
+    conditions,
+    curve,
+    joules,
+    mean_quality,
+    number,
+    reached,
+    untrained_reached,
+    value_at,
+)
 from harness.report.lines import state
 from harness.report.sections import (
     Conditions,
@@ -90,6 +100,10 @@ class Entrant:
         """What reaching the target cost, by seed; infinite where a run never did."""
         found = {seed: reached(points, better, target) for seed, points in self.curves.items()}
         return {seed: math.inf if math.isinf(at.flop) else axis.of(at) for seed, at in found.items() if at}
+
+    def untrained_there(self, better: str, target: float) -> int:
+        """Of how many seeds the untrained network is at the target already."""
+        return sum(untrained_reached(points, better, target) for points in self.curves.values())
 
     def at_cost(self, axis: Axis, cost: float) -> dict[int, float]:
         """The quality at that cost, by seed."""
@@ -211,7 +225,7 @@ def _climb(entrant: Entrant, runs: Sequence[Trial], metric: str, race: Race) -> 
             entrant.notes.append(f"several runs of seed {cell.seed} at {cell.budget}: the last one counts")
         rung[cell.seed] = _priced(trial.run, Point(ends[0].value, trial.run.spend))
         for untrained in (n for r in trial.untrained.values() if (n := number(r, metric))):
-            starts.setdefault(cell.seed, Point(untrained.value, Priced(joules=0.0)))
+            starts.setdefault(cell.seed, Point(untrained.value, Priced(joules=0.0), untrained=True))
     for rung in entrant.rungs.values():
         for seed, point in rung.items():
             entrant.curves.setdefault(seed, [starts[seed]] if seed in starts else []).append(point)
@@ -244,7 +258,7 @@ def _enter(entrant: Entrant, trial: Trial, points: list[Point]) -> None:
 
 def _priced(run: RunRecord, point: Point) -> Point:
     spent = joules(run, point.at)
-    return Point(point.value, Priced(**point.at.model_dump(), joules=math.nan if spent is None else spent))
+    return point._replace(at=Priced(**point.at.model_dump(), joules=math.nan if spent is None else spent))
 
 
 def _describe(race: Race, group: Group, records: Iterable, metric: str) -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from harness.compare.races import AXES, Axis, Entrant, Race
@@ -13,6 +14,7 @@ from harness.compare.ratios import MOST, Profile, Ratio, profile, speedup
 from harness.difference import Measured, difference, ranks
 from harness.report import format as fmt
 from harness.report.layout import Cell, Column, Row, Section, Table, hoist_notes
+from harness.report.targets import SIGNS, priced
 from harness.stats import mean_interval
 
 SHARES = (0.25, 0.5, 1.0)  # of the cost that every run reached
@@ -47,7 +49,6 @@ BUDGETS = (
     "Ranks at each budget: the places that a method may have, each pair compared at 95 % by t over seeds. Under the "
     "table, where the means of two methods cross between budgets, on a logarithmic scale of device time."
 )
-SIGNS = {"higher": "≥", "lower": "≤"}
 
 Targets = Mapping[str, Sequence[float]]  # by a race's heading
 
@@ -105,11 +106,12 @@ def _section(race: Race, columns: Iterable[Column], rows: Iterable[Sequence[Cell
 def _prices(race: Race, targets: Sequence[float]) -> Section:
     columns, rows = [Column(_goal(race), numeric=False)], _by_target(race.entrants, targets, race)
     for axis in _known(race):
-        found = [e.prices(axis, race.better, target) for target in targets for e in race.entrants]
-        unit = fmt.time_unit(price for prices in found for price in prices.values())
+        found = [(e, target, e.prices(axis, race.better, target)) for target in targets for e in race.entrants]
+        unit = fmt.time_unit(price for _, _, prices in found for price in prices.values())
         columns.append(Column(axis.title(unit), axis.plain))
-        for row, prices in zip(rows, found, strict=True):
-            row.append(_price(list(prices.values()), axis, unit))
+        for row, (e, target, prices) in zip(rows, found, strict=True):
+            untrained = e.untrained_there(race.better, target)
+            row.append(priced(list(prices.values()), partial(axis.show, unit=unit), untrained, len(e.curves)))
     return _section(race, columns, rows)
 
 
@@ -139,16 +141,6 @@ def _by_target(entrants: Sequence[Entrant], targets: Sequence[float], race: Race
 
 def _goal(race: Race) -> str:
     return f"{race.metric}, target"
-
-
-def _price(prices: Sequence[float], axis: Axis, unit: str) -> Cell:
-    if not prices:
-        return Cell()
-    mean, half = mean_interval(prices)
-    there = sum(map(math.isfinite, prices))
-    notes = (f"reached by {there} of {len(prices)} seeds",) if 0 < there < len(prices) else ()
-    text = axis.show(mean, unit) + ("" if half is None else f" ± {axis.show(half, unit)}")
-    return Cell(text, f"{mean:.10g}", None if half is None else f"{half:.10g}", notes)
 
 
 def _ratio(found: Ratio | None) -> Cell:
