@@ -225,7 +225,8 @@ def _climb(entrant: Entrant, runs: Sequence[Trial], metric: str, race: Race) -> 
             entrant.notes.append(f"several runs of seed {cell.seed} at {cell.budget}: the last one counts")
         rung[cell.seed] = _priced(trial.run, Point(ends[0].value, trial.run.spend))
         for untrained in (n for r in trial.untrained.values() if (n := number(r, metric))):
-            starts.setdefault(cell.seed, Point(untrained.value, Priced(joules=0.0), untrained=True))
+            prepared = trial.run.snapshots.get("0.0000", Spend())  # a VAE, for one, is paid for by then
+            starts.setdefault(cell.seed, _priced(trial.run, Point(untrained.value, prepared, untrained=True)))
     for rung in entrant.rungs.values():
         for seed, point in rung.items():
             entrant.curves.setdefault(seed, [starts[seed]] if seed in starts else []).append(point)

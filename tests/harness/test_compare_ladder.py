@@ -145,3 +145,11 @@ def test_an_untrained_network_took_no_energy():
     (found,) = ladders(climbed("fast", FAST), climbed("slow", SLOW))
     assert found.entrants[0].prices(AXES["energy"], "higher", 50.0)[0] == pytest.approx(6.0), "half way to 12 J"
     assert found.entrants[0].at_cost(AXES["energy"], 6.0)[0] == pytest.approx(50.0)
+
+
+def test_what_was_prepared_is_paid_for_before_the_untrained_network():
+    after = {"snapshots": {"0.0000": Spend(wall_s=20.0, device_s=20.0, flop=2e12, img=16_000)}}
+    (found,) = ladders(climbed("fast", FAST, **after), climbed("slow", SLOW))
+    fast, slow = found.entrants
+    assert (fast.curves[0][0].at.device_s, slow.curves[0][0].at.device_s) == (20.0, 0.0)
+    assert fast.prices(AXES["gpu-h"], "higher", 50.0)[0] == pytest.approx(40.0), "half way from 20 s to 60 s"
