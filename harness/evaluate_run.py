@@ -26,13 +26,14 @@ from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, told
 from harness.evaluation import Context, Subject, can, evaluate
+from harness.evaluation.looks import Looks
 from harness.files import move, write_atomic
 from harness.fitted import Fitted
 from harness.ledger import Ledger
 from harness.method import Method
 from harness.plugins import load_eval
 from harness.protocol import COMMON
-from harness.records import EvalRecord, RunRecord, TestOpened
+from harness.records import EvalRecord, RunRecord
 from harness.resolve import Job, dataset, eval_config
 from harness.rng import Rng
 from harness.shared import peers, take_over
@@ -43,7 +44,6 @@ from harness.train.track import Tracking
 FULL = (0.0, 1.0)
 STAGING = ".pictures"  # below the records, until their eval has come to its end
 NOTHING = ".nothing"  # in place of a record: the eval has nothing to say of these weights, and is not asked again
-LOOKS = "looks.jsonl"  # at the test part, beside the records; of evals that have not come to their end
 
 
 def evaluate_run(
@@ -209,6 +209,10 @@ class _About:
     cheap: bool = False
     guard: Callable[[], None] = lambda: None  # before a record is written
 
+    @property
+    def looks(self) -> Looks:
+        return Looks(self.place)
+
     def context(self, method: Method, seed: int) -> Context:
         device = machine.device()
         precision = "bf16" if device.type == "cuda" else "fp32"
@@ -226,7 +230,7 @@ class _About:
             load=partial(dataset, data_dir=self.data_dir),
             data_dir=self.data_dir,
             kept=self._kept(method, seed, [str(device), precision]),
-            told=self.look,
+            told=self.looks.add,
         )
 
     def _kept(self, method: Method, seed: int, how: list[str]) -> Path:
@@ -243,30 +247,6 @@ class _About:
             if stale.name != state:
                 shutil.rmtree(stale, ignore_errors=True)
         return folder / state
-
-    # Looks at the test part whose eval has not come to its end, one a line.
-
-    def look(self, look: TestOpened) -> None:
-        self.place.mkdir(parents=True, exist_ok=True)
-        with (self.place / LOOKS).open("a") as file:
-            file.write(look.model_dump_json() + "\n")
-
-    def looks(self, name: str) -> list[TestOpened]:
-        """Of the eval `name`, of attempts before this one."""
-        return [look for look in self._pending() if look.by.startswith(f"{name} of ")]
-
-    def recorded(self, name: str) -> None:
-        """The looks of the eval `name` stand in its record now."""
-        left = [look for look in self._pending() if not look.by.startswith(f"{name} of ")]
-        if left:
-            write_atomic(self.place / LOOKS, "".join(look.model_dump_json() + "\n" for look in left))
-        else:
-            (self.place / LOOKS).unlink(missing_ok=True)
-
-    def _pending(self) -> list[TestOpened]:
-        path = self.place / LOOKS
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [TestOpened.model_validate_json(line) for line in lines]
 
 
 def _digest(*what: Any) -> str:
@@ -317,7 +297,7 @@ def _tell(failed: dict[str, Exception]) -> None:
 
 def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     environment = machine.environment(context.precision, compiled=False)
-    path, pending = about.place / f"{name}.json", about.looks(name)
+    path, pending = about.place / f"{name}.json", about.looks.of(name)
     before = store.read_as(EvalRecord, path) if path.exists() else None
     record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
@@ -334,7 +314,7 @@ def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     for picture in record.pictures:
         move(context.pictures / picture, about.place / picture)
     store.write(path, record)
-    about.recorded(name)
+    about.looks.recorded(name)
 
 
 def evaluate_as(

@@ -55,25 +55,42 @@ def measure(name: str, size: str, resolution: int) -> Measure:
 
 
 @cache
-def measured(name: str, cls: type[Method], size: str, resolution: int) -> Measure:
-    """`measure` of the class itself, also where it shares a pre-training."""
+def measured(name: str, cls: type[Method], size: str, resolution: int, numbers: bool = False) -> Measure:
+    """`measure` of the class itself, also where it shares a pre-training.
+
+    With `numbers` its tensors have some, for a method that looks at them while it runs: it is held in memory and run.
+    """
     import torch
     from torch._subclasses import FakeTensorMode
+
+    spec = DataSpec(f"{resolution} px", channels=3, size=resolution, classes=10)
+    if numbers:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            method = cls.create(cls.recipe(size, spec), spec)
+        forward, features = _flop(method, spec)
+    else:
+        with torch.device("meta"):
+            method = cls.create(cls.recipe(size, spec), spec)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            method.to_empty(device="cpu")
+            forward, features = _flop(method, spec)
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    return Measure(name, size, trained, forward, features)
+
+
+def _flop(method: Method, spec: DataSpec) -> tuple[float, float]:
+    """Of one image: the forward pass of a training step, and the default features."""
+    import torch
 
     from harness.rng import Rng
     from harness.train import flops
 
-    spec = DataSpec(f"{resolution} px", channels=3, size=resolution, classes=10)
-    with torch.device("meta"):
-        method = cls.create(cls.recipe(size, spec), spec)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        method.to_empty(device="cpu")
-        forward = flops.forward_flop_per_image(method.train(), _batch(method, spec), Rng(0))
-        tap = method.eval().taps()[0]
-        with torch.no_grad():
-            features = flops.count(lambda: method.features(_images(spec), [tap], Rng(0))) / IMAGES
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    return Measure(name, size, trained, forward, features)
+    forward = flops.forward_flop_per_image(method.train(), _batch(method, spec), Rng(0))
+    tap = method.eval().taps()[0]
+    with torch.no_grad():
+        features = flops.count(lambda: method.features(_images(spec), [tap], Rng(0))) / IMAGES
+    return forward, features
 
 
 def _images(spec: DataSpec):

@@ -15,11 +15,34 @@ from typing import Literal
 from harness.errors import HarnessError, unknown
 from harness.records import RunRecord, Spend
 from harness.report import format as fmt
-from harness.report.curves import Point, conditions, curve, joules, mean_quality, number, reached, value_at
+from harness.report.curves import (
+    Point,
+    conditions,
+    curve,
+    joules,
+    mean_quality,
+    number,
+    reached,
+    untrained_reached,
+    value_at,
+)
 from harness.report.lines import state
-from harness.report.sections import Conditions, Group, Trial, describe, label, mark, of_eval, of_run, split
+from harness.report.sections import (
+    Conditions,
+    Group,
+    Trial,
+    describe,
+    differences,
+    label,
+    mark,
+    name_apart,
+    of_eval,
+    of_run,
+    split,
+)
 
 Source = Literal["snapshots", "ladder"]
+BESIDE = " / "  # between the budgets of a ladder, in its heading
 
 
 class Priced(Spend):
@@ -70,12 +93,17 @@ class Entrant:
     name: str
     method: str
     curves: dict[int, list[Point]] = field(default_factory=dict)  # by seed
+    rungs: dict[str, dict[int, Point]] = field(default_factory=dict)  # of a ladder: by budget, by seed
     notes: list[str] = field(default_factory=list)
 
     def prices(self, axis: Axis, better: str, target: float) -> dict[int, float]:
         """What reaching the target cost, by seed; infinite where a run never did."""
         found = {seed: reached(points, better, target) for seed, points in self.curves.items()}
         return {seed: math.inf if math.isinf(at.flop) else axis.of(at) for seed, at in found.items() if at}
+
+    def untrained_there(self, better: str, target: float) -> int:
+        """Of how many seeds the untrained network is at the target already."""
+        return sum(untrained_reached(points, better, target) for points in self.curves.values())
 
     def at_cost(self, axis: Axis, cost: float) -> dict[int, float]:
         """The quality at that cost, by seed."""
@@ -99,6 +127,7 @@ class Race:
     source: Source
     digits: int = 1
     remarks: list[str] = field(default_factory=list)
+    budgets: tuple[str, ...] = ()  # from the smallest; several of a ladder
 
     def common(self, axis: Axis) -> float | None:
         """The largest cost that every run reached; None where it is not known of every run."""
@@ -143,42 +172,66 @@ def _of_snapshots(trials: Sequence[Trial], metric: str, titles: Mapping[str, str
                     race.better = better
                     _enter(entrant, trial, [_priced(trial.run, point) for point in points])
                 else:
-                    race.remarks.append(f"{entrant.name}, seed {trial.run.cell.seed}: {_absent(trial)}")
+                    race.remarks.append(
+                        f"{entrant.name}, seed {trial.run.cell.seed}: {_absent(trial, 'no quick evals')}"
+                    )
             race.entrants += [entrant] if entrant.curves else []
         _describe(race, group, [r for t in group.trials for r in t.evals if r.cheap], metric)
         yield race
 
 
 def _of_ladder(trials: Sequence[Trial], metric: str, titles: Mapping[str, str]) -> Iterable[Race]:
-    """Groups that differ in the budget only; the points of a seed are the ends of its runs, after the untrained one."""
-    ladders: dict[tuple[str, ...], list[Group]] = {}
-    for group in split(trials, lambda trial: _full(trial, metric) | of_run(trial.run)):
-        ladders.setdefault((group.dataset, group.size, *group.apart), []).append(group)
-    for (dataset, size, *apart), groups in ladders.items():
-        race = _opened(groups[0], "ladder")
-        race.heading = " · ".join([dataset, size, " / ".join(g.budget for g in groups), *apart])
-        entrants: dict[str, Entrant] = {}
-        for group in groups:
-            for seeds in group.methods():
-                entrant = entrants.setdefault(label(seeds[0], group, titles), _entrant(seeds, group, titles))
-                for trial in filter(lambda trial: trial.finished, seeds):
-                    _climb(entrant, trial, metric, race)
-        race.entrants = [entrant for entrant in entrants.values() if entrant.curves]
-        _describe(race, groups[0], [r for t in trials for r in t.final.values()], metric)
+    """The points of a seed are the ends of its runs, each of another budget, after the untrained network."""
+    for group in _ladders(split(trials, lambda trial: _full(trial, metric) | of_run(trial.run))):
+        race = _opened(group, "ladder")
+        for runs in group.methods():
+            entrant = _entrant(runs, group, titles)
+            _climb(entrant, runs, metric, race)
+            race.entrants += [entrant] if entrant.curves else []
+        _describe(race, group, [r for t in group.trials for r in t.final.values()], metric)
         yield race
 
 
-def _climb(entrant: Entrant, trial: Trial, metric: str, race: Race) -> None:
-    ends = [(r, n) for r in trial.final.values() if (n := number(r, metric))]
-    starts = [n for r in trial.untrained.values() if (n := number(r, metric))]
-    if not ends:
-        return
-    race.better = ends[0][1].better
-    points = entrant.curves.setdefault(trial.run.cell.seed, [])
-    if starts and not points:
-        points.append(Point(starts[0].value, Priced()))
-    points.append(_priced(trial.run, Point(ends[0][1].value, trial.run.spend)))
-    points.sort(key=lambda point: point.at.device_s)
+def _ladders(groups: Sequence[Group]) -> list[Group]:
+    """Groups that differ in the budget only, joined: the budget of a ladder is all of theirs, from the smallest on."""
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        ladders = found.setdefault((group.dataset, group.size), [])
+        fitting = [ladder for ladder in ladders if not differences(group.conditions, ladder.conditions)]
+        if fitting:
+            fitting[0].budget += BESIDE + group.budget
+            fitting[0].conditions.update(group.conditions)
+            fitting[0].trials += group.trials
+        else:
+            ladders.append(Group(group.dataset, group.size, group.budget, {**group.conditions}, [*group.trials]))
+    for ladders in found.values():
+        name_apart(ladders)
+    return [ladder for ladders in found.values() for ladder in ladders]
+
+
+def _climb(entrant: Entrant, runs: Sequence[Trial], metric: str, race: Race) -> None:
+    """Set the entrant's rungs, and its curves through them."""
+    starts: dict[int, Point] = {}
+    for trial in runs:
+        cell = trial.run.cell
+        ends = [n for r in trial.final.values() if (n := number(r, metric))]
+        if not trial.finished or not ends:
+            why = _absent(trial, "not evaluated")
+            race.remarks.append(f"{entrant.name}, {cell.budget}, seed {cell.seed}: {why}")
+            continue
+        race.better = ends[0].better
+        rung = entrant.rungs.setdefault(cell.budget, {})
+        if cell.seed in rung:
+            entrant.notes.append(f"several runs of seed {cell.seed} at {cell.budget}: the last one counts")
+        rung[cell.seed] = _priced(trial.run, Point(ends[0].value, trial.run.spend))
+        for untrained in (n for r in trial.untrained.values() if (n := number(r, metric))):
+            prepared = trial.run.snapshots.get("0.0000", Spend())  # a VAE, for one, is paid for by then
+            starts.setdefault(cell.seed, _priced(trial.run, Point(untrained.value, prepared, untrained=True)))
+    for rung in entrant.rungs.values():
+        for seed, point in rung.items():
+            entrant.curves.setdefault(seed, [starts[seed]] if seed in starts else []).append(point)
+    for points in entrant.curves.values():
+        points.sort(key=lambda point: point.at.device_s)
 
 
 def _full(trial: Trial, metric: str) -> Conditions:
@@ -190,7 +243,7 @@ def _full(trial: Trial, metric: str) -> Conditions:
 
 
 def _opened(group: Group, source: Source) -> Race:
-    return Race(group.heading, "", "", "higher", [], source)
+    return Race(group.heading, "", "", "higher", [], source, budgets=tuple(group.budget.split(BESIDE)))
 
 
 def _entrant(seeds: Sequence[Trial], group: Group, titles: Mapping[str, str]) -> Entrant:
@@ -206,7 +259,7 @@ def _enter(entrant: Entrant, trial: Trial, points: list[Point]) -> None:
 
 def _priced(run: RunRecord, point: Point) -> Point:
     spent = joules(run, point.at)
-    return Point(point.value, Priced(**point.at.model_dump(), joules=math.nan if spent is None else spent))
+    return point._replace(at=Priced(**point.at.model_dump(), joules=math.nan if spent is None else spent))
 
 
 def _describe(race: Race, group: Group, records: Iterable, metric: str) -> None:
@@ -217,8 +270,9 @@ def _describe(race: Race, group: Group, records: Iterable, metric: str) -> None:
         race.metric, race.digits = found[0].title, max(n.digits for n in found)
 
 
-def _absent(trial: Trial) -> str:
-    return "no quick evals" if trial.finished else state(trial)
+def _absent(trial: Trial, finished: str) -> str:
+    """Why a run takes no part; `finished` is what one that is finished lacks."""
+    return finished if trial.finished else state(trial)
 
 
 def _no_race(trials: Sequence[Trial], metric: str, source: Source) -> HarnessError:

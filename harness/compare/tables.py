@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 from harness.compare.races import AXES, Axis, Entrant, Race
@@ -13,6 +14,7 @@ from harness.compare.ratios import MOST, Profile, Ratio, profile, speedup
 from harness.difference import Measured, difference, ranks
 from harness.report import format as fmt
 from harness.report.layout import Cell, Column, Row, Section, Table, hoist_notes
+from harness.report.targets import SIGNS, priced
 from harness.stats import mean_interval
 
 SHARES = (0.25, 0.5, 1.0)  # of the cost that every run reached
@@ -47,7 +49,6 @@ BUDGETS = (
     "Ranks at each budget: the places that a method may have, each pair compared at 95 % by t over seeds. Under the "
     "table, where the means of two methods cross between budgets, on a logarithmic scale of device time."
 )
-SIGNS = {"higher": "≥", "lower": "≤"}
 
 Targets = Mapping[str, Sequence[float]]  # by a race's heading
 
@@ -105,11 +106,12 @@ def _section(race: Race, columns: Iterable[Column], rows: Iterable[Sequence[Cell
 def _prices(race: Race, targets: Sequence[float]) -> Section:
     columns, rows = [Column(_goal(race), numeric=False)], _by_target(race.entrants, targets, race)
     for axis in _known(race):
-        found = [e.prices(axis, race.better, target) for target in targets for e in race.entrants]
-        unit = fmt.time_unit(price for prices in found for price in prices.values())
+        found = [(e, target, e.prices(axis, race.better, target)) for target in targets for e in race.entrants]
+        unit = fmt.time_unit(price for _, _, prices in found for price in prices.values())
         columns.append(Column(axis.title(unit), axis.plain))
-        for row, prices in zip(rows, found, strict=True):
-            row.append(_price(list(prices.values()), axis, unit))
+        for row, (e, target, prices) in zip(rows, found, strict=True):
+            untrained = e.untrained_there(race.better, target)
+            row.append(priced(list(prices.values()), partial(axis.show, unit=unit), untrained, len(e.curves)))
     return _section(race, columns, rows)
 
 
@@ -121,12 +123,17 @@ def _speedups(race: Race, targets: Sequence[float]) -> Section:
         pairs = ((first, other, target) for target in targets for other in others)
         for row, (mine, theirs, target) in zip(rows, pairs, strict=True):
             row.append(_ratio(speedup(*(e.prices(axis, race.better, target) for e in (mine, theirs)))))
-    return _section(race, columns, rows)
+    return _section(race, columns, rows, [f"{first.name}: {note}." for note in _named([first]).notes])
+
+
+def _named(entrants: Sequence[Entrant], word: str = "") -> Cell:
+    """The name that they share (one, or one of each race), with what is to be known of any of them."""
+    return Cell(word + entrants[0].name, notes=tuple(dict.fromkeys(note for e in entrants for note in e.notes)))
 
 
 def _by_target(entrants: Sequence[Entrant], targets: Sequence[float], race: Race, word: str = "") -> list[list[Cell]]:
     return [
-        [Cell(word + entrant.name, notes=tuple(dict.fromkeys(entrant.notes))), Cell(f"{SIGNS[race.better]} {target:g}")]
+        [_named([entrant], word), Cell(f"{SIGNS[race.better]} {target:g}")]
         for target in targets
         for entrant in entrants
     ]
@@ -134,16 +141,6 @@ def _by_target(entrants: Sequence[Entrant], targets: Sequence[float], race: Race
 
 def _goal(race: Race) -> str:
     return f"{race.metric}, target"
-
-
-def _price(prices: Sequence[float], axis: Axis, unit: str) -> Cell:
-    if not prices:
-        return Cell()
-    mean, half = mean_interval(prices)
-    there = sum(map(math.isfinite, prices))
-    notes = (f"reached by {there} of {len(prices)} seeds",) if 0 < there < len(prices) else ()
-    text = axis.show(mean, unit) + ("" if half is None else f" ± {axis.show(half, unit)}")
-    return Cell(text, f"{mean:.10g}", None if half is None else f"{half:.10g}", notes)
 
 
 def _ratio(found: Ratio | None) -> Cell:
@@ -163,7 +160,7 @@ def _times(value: float) -> str:
 
 
 def _areas(race: Race) -> Section:
-    columns, rows = [], [[Cell(entrant.name)] for entrant in race.entrants]
+    columns, rows = [], [[_named([entrant])] for entrant in race.entrants]
     for axis in _known(race):
         cost = race.common(axis)
         unit = fmt.time_unit([cost])
@@ -173,7 +170,7 @@ def _areas(race: Race) -> Section:
 
 
 def _equal_cost(race: Race) -> Section:
-    rows = [[Cell(e.name), Cell(f"{100 * share:g} %")] for share in SHARES for e in race.entrants]
+    rows = [[_named([e]), Cell(f"{100 * share:g} %")] for share in SHARES for e in race.entrants]
     columns, many = [Column("share of the common cost", numeric=False)], len(race.entrants)
     for axis in _known(race):
         whole = race.common(axis)
@@ -221,7 +218,7 @@ def _profiles(races: Sequence[Race], targets: Targets) -> list[Table]:
         ]
         found = profile(workloads)
         if found.ratios and axis.name != "time":
-            sections.append(_profile(found, axis, len(next(iter(found.ratios.values())))))
+            sections.append(_profile(found, axis, [entrant for race in known for entrant in race.entrants]))
     return [Table("Performance profile", PROFILE, tuple(sections))]
 
 
@@ -229,14 +226,14 @@ def _median(prices: Mapping[int, float]) -> float:
     return statistics.median(prices.values()) if prices else math.inf
 
 
-def _profile(found: Profile, axis: Axis, workloads: int) -> Section:
+def _profile(found: Profile, axis: Axis, entrants: Sequence[Entrant]) -> Section:
     columns = [Column("method", numeric=False), *(Column(f"≤ {tau:g} times, %") for tau in TAUS), Column("score")]
-    names = sorted(found.ratios, key=lambda name: -found.score(name))
-    rows = [
-        Row("method", (Cell(name), *(Cell(fmt.fixed(100 * found.share(name, tau), 0)) for tau in TAUS),
-                       Cell(fmt.fixed(found.score(name), 3))))
-        for name in names
-    ]  # fmt: skip
+    rows = []
+    for name in sorted(found.ratios, key=lambda name: -found.score(name)):
+        shares = [Cell(fmt.fixed(100 * found.share(name, tau), 0)) for tau in TAUS]
+        who = _named([entrant for entrant in entrants if entrant.name == name])
+        rows.append(Row("method", (who, *shares, Cell(fmt.fixed(found.score(name), 3)))))
+    workloads = len(next(iter(found.ratios.values())))
     return Section(f"by {axis.plain}", f"{workloads} workloads", tuple(columns), tuple(rows))
 
 
@@ -245,16 +242,13 @@ def _budgets(races: Sequence[Race]) -> Table:
 
 
 def _ladder(race: Race) -> Section:
-    steps = max(len(points) for e in race.entrants for points in e.curves.values())
-    rows, columns = [[Cell(entrant.name)] for entrant in race.entrants], []
-    for step in range(steps):
-        here = [{s: p[step] for s, p in e.curves.items() if len(p) > step} for e in race.entrants]
-        spent = [point.at.device_s for points in here for point in points.values()]
-        if not spent or not max(spent):
-            continue  # the untrained networks
-        unit = fmt.time_unit(spent)
-        columns += [Column(f"{race.metric} at {fmt.duration(statistics.fmean(spent), unit)} {unit}"), Column("rank")]
-        present = [i for i, points in enumerate(here) if points]
+    rows, columns = [[_named([entrant])] for entrant in race.entrants], []
+    for budget in race.budgets:
+        here = [entrant.rungs.get(budget, {}) for entrant in race.entrants]
+        if not any(here):
+            continue
+        columns += [Column(f"{race.metric} at {budget}"), Column("rank", f"rank at {budget}")]
+        present = [i for i, rung in enumerate(here) if rung]
         measured = [Measured({seed: point.value for seed, point in here[i].items()}) for i in present]
         placed = dict(zip(present, ranks(measured, race.better == "higher"), strict=True))
         for i, row in enumerate(rows):
@@ -275,15 +269,15 @@ def _value(values: Sequence[float], digits: int) -> Cell:
 
 
 def _crossings(race: Race) -> Iterable[str]:
-    """Where the mean of one method overtakes another's from one budget to the next."""
-    means = [_mean_curve(entrant) for entrant in race.entrants]
+    """Where the mean of one method overtakes another's from one budget to the next that both have."""
+    means = [_mean_rungs(entrant) for entrant in race.entrants]
     for i, one in enumerate(means):
-        for j in range(i):
-            other = means[j]
+        for j, other in enumerate(means[:i]):
+            both = [(one[budget], other[budget]) for budget in race.budgets if budget in one and budget in other]
             for (cost, gap), (next_cost, next_gap) in pairwise(
-                [(math.sqrt(a[0] * b[0]), a[1] - b[1]) for a, b in zip(one, other, strict=False)]
+                [(math.sqrt(a[0] * b[0]), a[1] - b[1]) for a, b in both]
             ):
-                if gap * next_gap < 0:
+                if gap * next_gap < 0 < min(cost, next_cost):
                     way = gap / (gap - next_gap)
                     at = cost * (next_cost / cost) ** way
                     names = race.entrants[i].name, race.entrants[j].name
@@ -293,10 +287,12 @@ def _crossings(race: Race) -> Iterable[str]:
                     yield f"{ahead} overtakes {behind} at about {fmt.duration(at, unit)} {unit} of device time."
 
 
-def _mean_curve(entrant: Entrant) -> list[tuple[float, float]]:
-    """Mean device time and mean quality of each budget; the untrained network is left out."""
-    curves = [[point for point in points if point.at.device_s > 0] for points in entrant.curves.values()]
-    return [
-        (statistics.fmean(p.at.device_s for p in step), statistics.fmean(p.value for p in step))
-        for step in zip(*curves, strict=False)
-    ]
+def _mean_rungs(entrant: Entrant) -> dict[str, tuple[float, float]]:
+    """Mean device time and mean quality over seeds, by budget."""
+    return {
+        budget: (
+            statistics.fmean(point.at.device_s for point in rung.values()),
+            statistics.fmean(point.value for point in rung.values()),
+        )
+        for budget, rung in entrant.rungs.items()
+    }

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
 from harness import sizes
 from harness.config import override, parse_words
+from harness.contract import closed
 from harness.contract.building import SHAPES
 from harness.contract.subject import Broken, NotApplicable, Subject, listed, prepared
 from harness.errors import HarnessError, said
 from harness.evaluation import can
-from harness.plugins import method_plugins
+from harness.plugins import load_method, method_plugins
 from harness.records import Borrowed
 from harness.report.format import count
 
@@ -92,10 +94,7 @@ def settings(subject: Subject) -> str:
 def cost(subject: Subject) -> str:
     """Declared parameters and FLOPs are the measured ones, and what is borrowed is named."""
     _names_what_it_borrows(subject)
-    try:
-        measured = sizes.measured(subject.name, subject.cls, subject.size, RESOLUTION)
-    except Exception as error:  # a plugin that reads numbers of its tensors while it runs
-        raise NotApplicable(f"its cost cannot be counted without running it: {said(error)}") from error
+    measured = _measured(subject)
     found = {key: getattr(measured, key) for key in COSTS}
     declared = subject.card.get("cost", {}).get(subject.size)
     write = f"write under [cost] in card.toml: {line(subject.size, found)}"
@@ -107,6 +106,21 @@ def cost(subject: Subject) -> str:
         told = ", ".join(f"{key} {count(declared[key])} declared, {count(found[key])} measured" for key in off)
         raise Broken(f"the card's cost of {where} is not what is measured: {told}", f"{write}, or mend the network")
     return f"{count(measured.parameters)} parameters, {count(measured.forward_flop)}FLOP forward{_beside(measured)}"
+
+
+def _measured(subject: Subject) -> sizes.Measure:
+    """Counted without running it, or by running it where it reads numbers of its tensors."""
+    asked = subject.name, subject.cls, subject.size, RESOLUTION
+    with suppress(Exception):
+        return sizes.measured(*asked)
+    try:
+        return sizes.measured(*asked, numbers=True)
+    except Exception as error:
+        raise Broken(
+            f"its cost cannot be counted: size {subject.size} fails on colour images of {RESOLUTION} px: "
+            f"{type(error).__name__}: {error}{closed.raised_from(error, subject.place)}",
+            "let `recipe` choose what fits data.channels and data.size, and `pretrain` and `features` run with that",
+        ) from error
 
 
 def line(size: str, found: dict[str, float]) -> str:
@@ -123,9 +137,11 @@ def _beside(measured: sizes.Measure) -> str:
     if sizes.YARDSTICK not in method_plugins():
         return ""
     try:
+        if measured.size not in load_method(sizes.YARDSTICK).sizes:
+            return ""
         yardstick = sizes.measure(sizes.YARDSTICK, measured.size, RESOLUTION)
-    except Exception:  # it is another method's fault
-        return ""
+    except Exception as error:  # the fault of another method than the one under check
+        return f"; its yardstick {sizes.YARDSTICK} cannot be counted: {said(error)}"
     parameters, forward, _ = measured.off(yardstick)
     return f" ({parameters:+.0%} and {forward:+.0%} of {sizes.YARDSTICK}'s)"
 

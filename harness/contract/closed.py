@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,12 @@ def asked_from(place: Path | None) -> str:
             return f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
         frame = frame.f_back
     return ""
+
+
+def raised_from(error: Exception, place: Path | None) -> str:
+    """` (method.py:57, in pretrain)`: the innermost of the error's lines below `place`; nothing where there is none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if place and is_below(f.filename, place)]
+    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
 
 
 def is_below(file: str, place: Path) -> bool:

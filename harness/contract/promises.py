@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +66,6 @@ def check(promise: Promise, subject: Subject) -> Outcome:
         except Broken as broken:
             state, found, change = "broken", broken.found, broken.change
         except Exception as error:
-            state, found = "broken", f"{type(error).__name__}: {error}{_raised(error, subject.place)}"
-            change = "let it run through; the check is " + _raised(error, Path(__file__).parent).strip(" ()")
+            state, found = "broken", f"{type(error).__name__}: {error}{closed.raised_from(error, subject.place)}"
+            change = "let it run through; the check is " + closed.raised_from(error, Path(__file__).parent).strip(" ()")
     return Outcome(promise, state, found, change, time.perf_counter() - begun)
-
-
-def _raised(error: Exception, place: Path | None) -> str:
-    """` (method.py:57, in pretrain)`: the innermost of the error's lines below `place`."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if place and closed.is_below(f.filename, place)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.arguments import StudyDir
+
 if TYPE_CHECKING:
     from harness.launch.options import Launch
     from harness.study import Study
-
-StudyDir = Annotated[Path, typer.Argument(metavar="STUDY", help="A study's folder, as `run` names it.")]
 
 
 def add(app: typer.Typer) -> None:

@@ -18,6 +18,7 @@ class Point(NamedTuple):
 
     value: float
     at: Spend
+    untrained: bool = False  # nothing of the method is trained yet, whatever its preparation has cost
 
 
 def number(record: EvalRecord, name: str) -> Number | None:
@@ -46,7 +47,7 @@ def curve(trial: Trial, name: str, agreed: Conditions) -> tuple[list[Point], str
         wanted = number(record, name) if record.cheap and record.share is not None else None
         at = trial.run.snapshots.get(f"{record.share:.4f}") if wanted else None
         if wanted and at and not differences(of_eval(record, wanted.table), agreed):
-            found[f"{record.share:.4f}"], better = Point(wanted.value, at), wanted.better
+            found[f"{record.share:.4f}"], better = Point(wanted.value, at, record.share == 0), wanted.better
     return [point for _, point in sorted(found.items())], better
 
 
@@ -54,14 +55,22 @@ def reached(points: Sequence[Point], better: str, target: float) -> Spend | None
     """The meter where the curve first crosses the target, interpolated linearly; NEVER, or None without a curve."""
     if not points:
         return None
-    sign = 1 if better == "higher" else -1
-    gaps = [sign * (point.value - target) for point in points]
+    gaps = [_beyond(point, better, target) for point in points]
     if gaps[0] >= 0:
         return points[0].at
     for (below, before), (above, after) in pairwise(zip(gaps, points, strict=True)):
         if above >= 0:
             return between(before.at, after.at, below / (below - above))
     return NEVER
+
+
+def untrained_reached(points: Sequence[Point], better: str, target: float) -> bool:
+    """Whether the curve begins with an untrained network that is at the target already."""
+    return bool(points) and points[0].untrained and _beyond(points[0], better, target) >= 0
+
+
+def _beyond(point: Point, better: str, target: float) -> float:
+    return (1 if better == "higher" else -1) * (point.value - target)
 
 
 def between(before: Spend, after: Spend, way: float) -> Spend:

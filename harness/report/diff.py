@@ -14,6 +14,7 @@ from harness.report import anytime
 from harness.report.changes import Change, Differing, applied, asked, compare
 from harness.report.format import MISSING
 from harness.report.layout import Cell, Column, Row, Table
+from harness.report.overall import ACROSS
 from harness.report.sides import Side, read
 from harness.report.tables import build
 
@@ -90,16 +91,19 @@ def between(a: Side, b: Side) -> Difference:
 
 
 def _narrowed(a: Side, places: Iterable[Place]) -> Side:
-    """The runs of the sections in which a cell changes: no other run has a say in them, and there may be 10,000."""
+    """The runs of the sections in which a cell changes: no other run has a say in them, and there may be 10,000.
+
+    In the mean ranks of all sections every run has one; in a caption, what has no run.
+    """
     headings = {section for _, section, _, _ in places}
 
     def there(run: RunRecord) -> bool:
         block = f"{run.cell.dataset} · {run.cell.size} · {run.cell.budget}"
-        return any(heading.startswith(block) for heading in headings)
+        return any(heading.startswith(block) or heading == ACROSS for heading in headings)
 
     runs = [run for run in a.runs if there(run)]
-    keys = {None, *(run.key for run in runs)}
-    return Side(a.name, a.request, runs, [record for record in a.evals if record.key in keys])
+    left_out = {run.key for run in a.runs} - {run.key for run in runs}
+    return Side(a.name, a.request, runs, [record for record in a.evals if record.key not in left_out])
 
 
 def cause(one: Differing, change: Change) -> str:
@@ -176,9 +180,10 @@ def _of_table(table: Table) -> Iterable[tuple[Place, str]]:
 
 
 def _text(cell: Cell) -> str:
-    """What is to be seen of a cell: where it shows minutes, the seconds too; and whether it is flagged."""
+    """What is to be seen of a cell: where it shows minutes, the seconds too; and whether it is marked."""
     plain = f" ({cell.plain})" if cell.plain and not cell.text.startswith(cell.plain) else ""
-    return cell.text + plain + (" (flagged)" if cell.flag else "")
+    marks = {" (flagged)": cell.flag, " (best)": cell.best}
+    return cell.text + plain + "".join(mark for mark, holds in marks.items() if holds)
 
 
 def _notes(column: Column, cell: Cell, row: Row) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from harness.records import EvalRecord
 from harness.report.best import places
@@ -22,6 +22,7 @@ FIRST = {
     "dense": ("segmentation", "detection"),
     "generation": ("generation",),
 }
+ACROSS = "mean rank in every section"  # the heading of the section over all others
 
 
 @dataclass
@@ -46,7 +47,8 @@ def sections(
         if len(group.methods()) > 1:
             standings, columns = _standings(group, references, titles, mix)
             if columns:
-                found.append((group, standings, _section(group, standings, columns)))
+                section = replace(_section(group, standings, columns), remarks=tuple(_shared(group, titles)))
+                found.append((group, standings, section))
     made = [section for _, _, section in found]
     return tuple(made + ([_across(found)] if len(found) > 1 else []))
 
@@ -58,6 +60,16 @@ def _conditions(trial: Trial) -> Conditions:
         for table in FIRST:
             found = of_eval(record, table) | found
     return found
+
+
+def _shared(group: Group, titles: Mapping[str, str]) -> Iterable[str]:
+    """Which rows rest on one pre-training, whose luck they share."""
+    readers: dict[str, set[str]] = {}
+    for trial in group.trials:
+        readers.setdefault(trial.run.shared or trial.run.key, set()).add(trial.run.cell.method)
+    for names in sorted({tuple(sorted(methods)) for methods in readers.values() if len(methods) > 1}):
+        said = [titles.get(name, name) for name in names]
+        yield f"{', '.join(said[:-1])} and {said[-1]} read one pre-training, and tie where they read it alike."
 
 
 def _standings(
@@ -109,13 +121,13 @@ def _section(group: Group, standings: Sequence[Standing], columns: Sequence[Colu
         made_by = tuple(trial.run for trial in row.line.trials)
         cells = [Cell(row.line.label, notes=row.line.notes, records=made_by), Cell(row.line.seeds), *row.cells, mean]
         kind = "method" if row.line.kind == "method" else "unfinished"
-        rows.append(Row(kind, (*cells, _speed(row.line, group))))
+        rows.append(Row(kind, (*cells, _speed(row.line))))
     stated = [key for key in sorted(group.conditions) if key[0] not in ("n", "settings")]
     said = "; ".join(describe(key, group.conditions[key]) for key in stated)
     return hoist_notes(Section(group.heading, said, tuple(head), tuple(rows), of=group.of))
 
 
-def _speed(line: Line, group: Group) -> Cell:
+def _speed(line: Line) -> Cell:
     speeds = [t.run.cost.img_s for t in line.trials if t.run.cost and t.run.cost.img_s]
     return Cell(significant(statistics.fmean(speeds)), f"{statistics.fmean(speeds):.10g}") if speeds else Cell()
 
@@ -137,4 +149,4 @@ def _across(found: Sequence[tuple[Group, list[Standing], Section]]) -> Section:
         note = (f"over {len(known[name])} of {len(found)} sections",) if missing and known[name] else ()
         mean = Cell(fixed(statistics.fmean(known[name]), 1), notes=note) if known[name] else Cell()
         rows.append(Row("method", (Cell(name), *cells, mean)))
-    return Section("mean rank in every section", "", tuple(columns), tuple(rows))
+    return Section(ACROSS, "", tuple(columns), tuple(rows))

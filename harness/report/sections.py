@@ -8,7 +8,7 @@ sections.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,7 +118,7 @@ def split(trials: Iterable[Trial], conditions: Callable[[Trial], Conditions], mi
         fitting[0].conditions.update(mine)
         fitting[0].trials.append(trial)
     for groups in blocks.values():
-        _name_apart(groups)
+        name_apart(groups)
     ordered = sorted(blocks, key=lambda place: (place[0], _size_rank(place[1]), _budget_rank(place[2])))
     return [group for place in ordered for group in sorted(blocks[place], key=lambda g: g.apart)]
 
@@ -208,11 +208,19 @@ def mark(run: RunRecord) -> str:
     return ", saw labels" if run.saw_labels else ""
 
 
-def _name_apart(groups: list[Group]) -> None:
+def name_apart(groups: list[Group]) -> None:
+    """Give each of the groups, which are of one place, the conditions in which others differ from it.
+
+    No two have the same: a heading names its section, and what is kept by it.
+    """
     keys = sorted({key for g in groups for h in groups for key in differences(g.conditions, h.conditions)})
+    alike: Counter[tuple[str, ...]] = Counter()
     for group in groups:
         others = [g.conditions for g in groups]
         group.apart = [_apart(key, group.conditions[key], others) for key in keys if key in group.conditions]
+        said = tuple(group.apart)
+        alike[said] += 1
+        group.apart += [f"({alike[said]})"] if alike[said] > 1 else []  # what is written alike, as 1 and "1"
 
 
 def _apart(key: tuple[str, str], value: str, others: list[Conditions]) -> str:
@@ -220,8 +228,9 @@ def _apart(key: tuple[str, str], value: str, others: list[Conditions]) -> str:
     if key[0] != "settings":
         return describe(key, value)
     mine, all_ = json.loads(value), [json.loads(other[key]) for other in others if key in other]
-    differing = {k: v for k, v in mine.items() if any(theirs.get(k) != v for theirs in all_)}
-    return f"{key[1]} " + ", ".join(f"{k}={v}" for k, v in differing.items())
+    names = sorted({name for settings in all_ for name in settings})
+    said = {name: {repr(settings.get(name, MISSING)) for settings in all_} for name in names}
+    return f"{key[1]} " + ", ".join(f"{name}={mine.get(name, MISSING)}" for name in names if len(said[name]) > 1)
 
 
 def _order(run: RunRecord) -> tuple[object, ...]:

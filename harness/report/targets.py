@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from harness.errors import HarnessError, unknown
 from harness.records import Spend
 from harness.report import format as fmt
-from harness.report.curves import conditions, curve, number, reached
+from harness.report.curves import conditions, curve, number, reached, untrained_reached
 from harness.report.layout import Cell, Column, Row, Section, hoist_notes
 from harness.report.lines import notes, seeds_text, state
 from harness.report.sections import Conditions, Group, Trial, describe, label, mark, of_run, split
@@ -102,12 +103,16 @@ def _section(group: Group, targets: Sequence[Target], titles: Mapping[str, str])
         if not numbers:
             continue
         goal = f"{numbers[0].title} {SIGNS[numbers[0].better]} {target.value:g}"
-        spent = [[_reached(trial, target, group) for trial in line.done] for line in lines]
+        curves = [[curve(trial, target.name, group.conditions) for trial in line.done] for line in lines]
+        spent = [[reached(*found, target.value) for found in seeds] for seeds in curves]
+        untrained = [sum(untrained_reached(*found, target.value) for found in seeds) for seeds in curves]
         for price in PRICES:
             unit = fmt.time_unit(price.get(at) for seeds in spent for at in seeds if at)
             columns.append(Column(f"{goal}: {price.title(unit)}", f"{goal}: {price.plain}"))
-            for row, line, seeds in zip(rows, lines, spent, strict=True):
-                row.append(Cell(line.state) if line.state else _cell(line, seeds, price, unit))
+            for row, line, seeds, many in zip(rows, lines, spent, untrained, strict=True):
+                known = [price.get(at) for at in seeds if at]
+                cell = priced(known, partial(price.show, unit=unit), many, len(seeds))
+                row.append(Cell(line.state) if line.state else cell)
     said = "; ".join(describe(key, value) for key, value in sorted(group.conditions.items()) if key[0] != "settings")
     made = [Row("unfinished" if line.state else "method", tuple(row)) for line, row in zip(lines, rows, strict=True)]
     return hoist_notes(Section(group.heading, said, tuple(columns), tuple(made), of=group.of))
@@ -124,26 +129,20 @@ def _lines(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> list
     return lines
 
 
-def _reached(trial: Trial, target: Target, group: Group) -> Spend | None:
-    """The meter where the quick curve first crosses the target; NEVER, or None where there is no curve."""
-    return reached(*curve(trial, target.name, group.conditions), target.value)
+def priced(prices: Sequence[float], show: Callable[[float], str], untrained: int, seeds: int) -> Cell:
+    """Mean and interval over seeds; one seed that never gets there makes the mean infinite.
 
-
-def _cell(line: Line, spent: Sequence[Spend | None], price: Price, unit: str) -> Cell:
-    """Mean and interval over seeds; one seed that never gets there makes the mean infinite."""
-    known = [price.get(at) for at in spent if at]
-    if not known:
+    `untrained` of the prices were paid before any training; of the `seeds` some may have no curve, and so no price.
+    """
+    if not prices:
         return Cell()
-    mean, half = mean_interval(known)
-    text = price.show(mean, unit) + ("" if half is None else f" ± {price.show(half, unit)}")
-    there = sum(map(math.isfinite, known))
-    untrained = sum(
-        at == trial.run.snapshots.get("0.0000") for trial, at in zip(line.done, spent, strict=True) if at is not None
-    )
+    mean, half = mean_interval(prices)
+    text = show(mean) + ("" if half is None else f" ± {show(half)}")
+    there, known = sum(map(math.isfinite, prices)), len(prices)
     counts = {
-        f"over {len(known)} of {len(spent)} seeds": len(known) < len(spent),
-        f"reached by {there} of {len(known)} seeds": 0 < there < len(known),
-        "reached by the untrained network" + f" of {untrained} of {len(known)} seeds" * (len(known) > 1): untrained > 0,
+        f"over {known} of {seeds} seeds": known < seeds,
+        f"reached by {there} of {known} seeds": 0 < there < known,
+        "reached by the untrained network" + f" of {untrained} of {known} seeds" * (known > 1): untrained > 0,
     }
     said = tuple(words for words, holds in counts.items() if holds)
     return Cell(text, f"{mean:.10g}", None if half is None else f"{half:.10g}", said)

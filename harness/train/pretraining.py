@@ -1,5 +1,7 @@
 """Pre-training of one run: prepare, cache, train, with its clock, its checkpoints and its snapshots.
 
+It is long because it is one class: clock, log, snapshots and checkpoints all count on the same meter.
+
 Whatever is killed, the same call goes on from the last checkpoint; what it has to do again is booked to `lost`.
 
 All processes of a job make the same calls. The first one's clock decides, and it alone writes: after each step it tells

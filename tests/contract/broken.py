@@ -107,6 +107,21 @@ class Frozen(Sound):
         self.teacher = nn.Linear(100, 100).requires_grad_(False)
 
 
+class OnlyGrey(Sound):
+    def pretrain(self, batch, progress, rng):
+        if batch.images.shape[1] > 1:
+            raise ValueError("one channel, please")
+        return super().pretrain(batch, progress, rng)
+
+
+class ReadsNumbers(Sound):
+    """Not broken, but of a cost that no count without numbers can tell."""
+
+    def pretrain(self, batch, progress, rng):
+        loss = super().pretrain(batch, progress, rng)
+        return Loss(loss.total, {"mse": torch.tensor(loss.total.item())})
+
+
 class OwnSeed(Sound):
     def __init__(self, config, data):
         super().__init__(config, data)
@@ -330,6 +345,7 @@ CASES = (
          {"cost": {"nano": _NANO | {"parameters": 900_000}}}),
     Case("cost", Sound, "declares no parameters, forward_flop, features_flop", "nano = { parameters = 883",
          {"cost": {}}),
+    Case("cost", OnlyGrey, "ValueError: one channel, please (broken.py:", "let `recipe` choose what fits"),
     Case("cost", Frozen, "10,100 parameters are frozen", "[[borrowed]]"),
     Case("seed", OwnSeed, "differ in first.weight", "global generator, which is seeded"),
     Case("weights-only", Baggage, "_extra_state (dict)", "register_buffer"),

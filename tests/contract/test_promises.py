@@ -9,7 +9,7 @@ import pytest
 from harness.contract.promises import PROMISES, Outcome, check
 from harness.contract.subject import Subject
 from harness.data.arrays import digits_file
-from tests.contract.broken import CARD, CASES, Case, Sound, card_of
+from tests.contract.broken import CARD, CASES, Case, ReadsNumbers, Sound, card_of
 
 
 @pytest.fixture
@@ -36,6 +36,23 @@ def test_a_broken_method_is_told_what_to_change(outcome, case: Case):
     assert found.state == "broken", found.found
     assert case.found in found.found
     assert case.change in found.change
+
+
+def test_the_cost_of_a_method_that_reads_numbers_is_counted_by_running_it(outcome):
+    found = outcome("cost", ReadsNumbers, CARD)
+    assert found.state == "kept" and found.found.startswith("883 parameters, 1.77 MFLOP forward"), found.found
+    wrong = CARD | {"cost": {"nano": CARD["cost"]["nano"] | {"forward_flop": 1_000_000}}}
+    assert outcome("cost", ReadsNumbers, wrong).state == "broken"
+
+
+def test_a_yardstick_that_cannot_be_counted_is_said_and_is_no_fault_of_the_method(outcome, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("half written")
+
+    monkeypatch.setattr("harness.sizes.measure", fails)
+    found = outcome("cost", Sound, CARD)
+    assert found.state == "kept"
+    assert found.found.endswith("forward; its yardstick mae cannot be counted: RuntimeError: half written")
 
 
 def test_no_promise_is_without_a_toy_that_breaks_it():

@@ -76,6 +76,15 @@ def test_every_command_explains_itself_with_an_example(harness, command):
     assert "Example: python -m harness" in out
 
 
+def test_help_lists_the_commands_in_the_order_of_their_use(harness):
+    order = [
+        *("run", "plan", "status", "resume", "cancel", "logs", "table", "compare", "diff", "eval", "export", "list"),
+        *("data", "rehearse", "check", "new", "bench"),
+    ]
+    words = [line.split()[0] for line in harness("--help")[1].split("Commands:")[1].splitlines() if line.strip()]
+    assert [word for word in words if word in order] == order
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     """A finished tiny study, shared by the tests that only read it."""

@@ -111,6 +111,15 @@ def test_a_target_that_was_never_reached_is_infinite_and_not_dropped():
     assert fast["device s"] == "inf" and "reached by 1 of 3 seeds" in fast["notes"] and slow["device s"] == "inf"
 
 
+@pytest.mark.parametrize("source", ["snapshots", "ladder"])
+def test_a_target_that_an_untrained_network_reaches_is_said(source):
+    found = race(slow={0: (40, 48, 58, 68), 1: (41, 50, 60, 70), 2: (41, 47, 57, 66)}, source=source)
+    made = build([found], {found.heading: (40.0, 41.0)}, chosen=False)
+    notes = {(row["method"], row["linear top-1 %, target"]): row["notes"] for row in rows(made, "Price to target")}
+    assert notes["fast", "≥ 40"] == "reached by the untrained network of 3 of 3 seeds"
+    assert notes["slow", "≥ 41"] == ("" if source == "ladder" else "reached by the untrained network of 2 of 3 seeds")
+
+
 def test_the_profile_counts_ratios_to_the_best_and_its_area_is_the_score():
     found = profile(
         [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.5}, {"a": 1.0, "b": math.inf}, {"a": math.inf, "b": math.inf}]
@@ -145,27 +154,6 @@ def test_a_run_that_is_not_finished_is_said_and_takes_no_part():
     assert found.remarks == ["fast, seed 0: running 100%"]
 
 
-def test_a_ladder_of_budgets_has_ranks_at_each_and_says_where_they_cross():
-    runs, evals = [], []
-    for method, qualities in (("fast", (60.0, 64.0)), ("slow", (50.0, 70.0))):
-        for budget, seconds, quality in zip(("1min", "4min"), (60.0, 240.0), qualities, strict=True):
-            for seed in range(3):
-                made = run(method, seed, seconds, key=f"{method}-{budget}-{seed}")
-                runs.append(made.model_copy(update={"cell": made.cell.model_copy(update={"budget": budget})}))
-                evals.append(made_eval(runs[-1], "linear", quality + 0.1 * seed))
-                evals.append(made_eval(runs[-1], "linear", 40.0, share=0.0))
-    (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", "ladder", {})
-    assert [point.value for point in found.entrants[0].curves[0]] == [40.0, 60.0, 64.0]
-    table = next(t for t in build([found], {found.heading: ()}, chosen=False) if t.title == "Budgets")
-    (section,) = table.sections
-    assert [[cell.text for cell in row.cells] for row in section.rows] == [
-        ["fast", "60.1 ± 0.2", "1", "64.1 ± 0.2", "2"],
-        ["slow", "50.1 ± 0.2", "2", "70.1 ± 0.2", "1"],
-    ]
-    at = 60 * 4 ** (10 / 16)  # the gap goes from -10 to 6
-    assert section.remarks[0] == f"slow overtakes fast at about {at:.0f} s of device time."
-
-
 def test_methods_on_different_machines_are_in_no_race():
     runs, evals = study()
     for i in range(3):
@@ -173,6 +161,47 @@ def test_methods_on_different_machines_are_in_no_race():
         runs[i] = runs[i].model_copy(update={"environment": other})
     with pytest.raises(HarnessError, match="under equal conditions"):
         races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
+
+
+def test_what_is_to_be_known_of_the_first_stands_under_its_speed_ups():
+    found = race()
+    found.entrants[0].notes = ["several runs of seed 2: the last one counts"] * 2
+    table = next(t for t in build([found], {found.heading: (54.0,)}, chosen=False) if t.title == "Speed-up of fast")
+    assert table.sections[0].remarks == ("fast: several runs of seed 2: the last one counts.",)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ({"k": 5}, {"k": 5, "centred": None}, ["linear centred=None", "linear centred=—"]),  # from before it was one
+        ({"k": 5}, {"k": "5"}, ["linear k=5", "linear k=5 · (2)"]),
+        ({"k": 1}, {"k": True}, ["linear k=1", "linear k=True"]),
+    ],
+)
+def test_no_two_races_have_one_heading_by_which_their_targets_go(one, other, apart):
+    runs, evals = study()
+    again = [run.model_copy(update={"key": f"{run.key}-again"}) for run in runs]
+    redone = [record.model_copy(update={"key": f"{record.key}-again", "config": other}) for record in evals]
+    evals = [record.model_copy(update={"config": one}) for record in evals]
+    found = races(gather([*runs, *again], [*evals, *redone])[0], ["fast", "slow"], "linear", None, {})
+    assert sorted(each.heading.removeprefix("digits · nano · 1min · ") for each in found) == apart
+
+
+@pytest.mark.parametrize("source", ["snapshots", "ladder"])
+def test_every_table_says_that_a_seed_ran_twice(source):
+    runs, evals = study()
+    again = [record.model_copy(update={"key": "slow-2-again"}) for record in evals if record.key == "slow-2"]
+    runs.append(runs[-1].model_copy(update={"key": "slow-2-again"}))
+    (found,) = races(gather(runs, [*evals, *again])[0], ["fast", "slow"], "linear", source, {})
+    made = build([found], {found.heading: (54.0,)}, chosen=False)
+    told = {
+        table.title
+        for table in made
+        if all(
+            "several runs of seed 2" in row["notes"] for row in rows([table], table.title) if "slow" in row["method"]
+        )
+    }
+    assert told == {table.title for table in made} and len(told) == (5 if source == "snapshots" else 6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.records import EvalRecord, RunRecord, Spend, StudyRecord
 from harness.records import TestOpened as Opened
 from harness.report.diff import GONE, NEW, Difference, between
+from harness.report.overall import ACROSS
 from harness.report.sides import read
 from harness.report.tables import write_all
 from harness.store import Study
@@ -199,6 +200,56 @@ def test_a_loss_that_is_no_number_is_like_another(tmp_path: Path) -> None:
     write_study(tmp_path / "a", runs, evals)
     write_study(tmp_path / "b", runs, evals)
     assert between(read(str(tmp_path / "a")), read(str(tmp_path / "b"))).equal
+
+
+def seeds_of(values: dict[str, float]) -> tuple[list[RunRecord], list[EvalRecord]]:
+    """Three seeds of each method, about its linear accuracy, in digits and in another data set."""
+    runs, evals = [], []
+    for name in ("digits", "other"):
+        for method, value in values.items():
+            for seed in range(3):
+                run = made_run(method, seed, key=f"{method}-{name}-{seed}")
+                runs.append(run.model_copy(update={"cell": run.cell.model_copy(update={"dataset": name})}))
+                evals.append(made_eval(runs[-1], "linear", value + seed, dataset=name))
+    return runs, evals
+
+
+def test_a_mark_that_moves_is_told(tmp_path: Path) -> None:
+    write_study(tmp_path / "a", *seeds_of({"umd": 90.0, "mae": 80.0}))
+    write_study(tmp_path / "b", *seeds_of({"umd": 90.0, "mae": 95.0}))
+    changed = places(between(read(str(tmp_path / "a")), read(str(tmp_path / "b"))))
+    assert changed["Representation", "umd", "linear top-1 %"][:2] == ("91.0 ± 2.5 (best)", "91.0 ± 2.5")
+
+
+def test_the_mean_rank_of_all_sections_changes_by_what_changes_a_rank(tmp_path: Path) -> None:
+    runs, evals = seeds_of({"umd": 90.0, "mae": 80.0})
+    write_study(tmp_path / "a", runs, evals)
+    runs[0] = runs[0].model_copy(update={"ledger": runs[0].ledger | {"compile": 5.25}})
+    for i, record in enumerate(evals):
+        if record.key.startswith("umd-digits"):
+            number = record.numbers["value"].model_copy(update={"value": record.numbers["value"].value - 20})
+            evals[i] = record.model_copy(update={"numbers": {"value": number}})
+    write_study(tmp_path / "b", runs, evals)
+    found = between(read(str(tmp_path / "a")), read(str(tmp_path / "b")))
+    across = {cell.place[2:]: (cell.old, cell.new, cell.by) for cell in found.cells if cell.place[1] == ACROSS}
+    assert across == {
+        ("mae", SECTION): ("2.0", "1.0", ("linear: numbers.value.value",)),
+        ("mae", "mean rank"): ("2.0", "1.5", ("linear: numbers.value.value",)),
+        ("umd", SECTION): ("1.0", "2.0", ("linear: numbers.value.value",)),
+        ("umd", "mean rank"): ("1.0", "1.5", ("linear: numbers.value.value",)),
+    }
+
+
+def test_a_caption_changes_by_the_evals_whose_run_is_not_there_any_more(tmp_path: Path) -> None:
+    runs, evals = made_study()
+    write_study(tmp_path / "a", runs, evals)
+    write_study(tmp_path / "b", runs, evals)
+    study = Study(tmp_path / "b")
+    study.run("umd-1").record.unlink()
+    runs[4] = runs[4].model_copy(update={"ledger": runs[4].ledger | {"compile": 5.25}})
+    store.write(study.run("mae-0").record, runs[4])
+    found = between(read(str(tmp_path / "b")), read(str(tmp_path / "a")))
+    assert {cell.by for cell in found.cells if cell.place[3] == "caption"} == {(NEW,)}
 
 
 # -- the command ----------------------------------------------------------------------------------------------

@@ -112,6 +112,14 @@ def test_several_sections_have_a_last_one_with_the_mean_of_their_ranks():
     ]
 
 
+def test_rows_that_read_one_pretraining_are_named():
+    runs, evals = records({"a": 0.5, "b": 0.6, "c": 0.6, "d": 0.4}, seeds=2)
+    shared = {run.key: run.key.replace("c-", "b-") for run in runs if run.cell.method == "c"}
+    runs = [run.model_copy(update={"shared": shared.get(run.key)}) for run in runs]
+    (section,) = table("Overall", runs, evals).sections
+    assert section.remarks == ("b and c read one pre-training, and tie where they read it alike.",)
+
+
 def test_a_single_method_has_no_rank_and_no_overall_table():
     assert next(t.title for t in build(*records({"a": 0.5}))) == "Representation"
     assert "Overall" in [t.title for t in build(*made_study())]
