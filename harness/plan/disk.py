@@ -10,17 +10,20 @@ until they are done, are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import store
+from harness.answers import Answers
 from harness.launch.tasks import shares
-from harness.method import Method
-from harness.resolve import Job
+from harness.plan.planned import Planned
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness.method import Method
+    from harness.resolve import Job
 
 SLOTS = {"adamw": 2, "adan": 4}  # numbers that the optimizer keeps for each parameter
 
@@ -38,6 +41,13 @@ class Size:
     def passing(self) -> int:
         """Bytes more while it trains."""
         return self.checkpoint_bytes + (self.latents_bytes or 0)
+
+
+def known(job: Planned, answers: Answers) -> Size:
+    """`size`, of a network that is built only where no earlier command has."""
+    asked = [job.cell.method, job.config, job.train.batch_size, bool(job.train.ema)]
+    data = [asdict(job.data.spec), job.data.mirror, job.data.fit_n]
+    return Size(**answers.ask({"disk of": asked, "data": data}, lambda: asdict(size(job.job()))))
 
 
 def size(job: Job) -> Size:
@@ -68,6 +78,8 @@ def _latents(job: Job, method: Method) -> int | None:
     """
     import torch
 
+    from harness.method import Method
+
     if type(method).cached is Method.cached:
         return 0
     from torch._subclasses import FakeTensorMode
@@ -83,7 +95,7 @@ def _latents(job: Job, method: Method) -> int | None:
     return 0 if one is None else 4 * one.numel() * data.fit_n * views
 
 
-def to_come(job: Job, place: store.Study, counted: Size) -> int:
+def to_come(job: Planned, place: store.Study, counted: Size) -> int:
     """Bytes of what the run keeps that are not there yet."""
     folder = place.run(job.key)
     there = len(list(folder.snapshots.glob("*.safetensors")))
