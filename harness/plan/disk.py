@@ -18,6 +18,7 @@ from harness import store
 from harness.answers import Answers
 from harness.launch.tasks import shares
 from harness.plan.planned import Planned
+from harness.plugins import card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ class Size:
     snapshot_bytes: int
     checkpoint_bytes: int
     latents_bytes: int | None  # None: not known
+    borrows: bool = False  # it was built from files of weights, which are no code
 
     @property
     def passing(self) -> int:
@@ -44,10 +46,13 @@ class Size:
 
 
 def known(job: Planned, answers: Answers) -> Size:
-    """`size`, of a network that is built only where no earlier command has."""
+    """`size`, of a network that is built only where no earlier command has, or where it starts from borrowed weights:
+    those may be gone, which is to be refused.
+    """
     asked = [job.cell.method, job.config, job.train.batch_size, bool(job.train.ema)]
     data = [asdict(job.data.spec), job.data.mirror, job.data.fit_n]
-    return Size(**answers.ask({"disk of": asked, "data": data}, lambda: asdict(size(job.job()))))
+    question = {"disk of": asked, "data": data}
+    return Size(**answers.ask(question, lambda: asdict(size(job.job())), lambda answer: not answer["borrows"]))
 
 
 def size(job: Job) -> Size:
@@ -64,6 +69,7 @@ def size(job: Job) -> Size:
         _bytes(state),
         _bytes({id(tensor): tensor for tensor in state}.values()) + extra * _bytes(trained),
         _latents(job, method),
+        bool(method.borrowed() or card(job.cell.method).get("borrowed")),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -29,6 +30,7 @@ methods.__path__ += [{methods!r}]
 from harness.__main__ import main
 main()
 """
+WAYS = (("down", "DownEncoder"), ("up", "UpDecoder"))  # of an autoencoder
 MAE = ("--methods", "mae", "--budget", "1min")
 
 
@@ -175,6 +177,23 @@ def test_a_plan_knows_of_every_method_what_its_code_says(keeping, monkeypatch):
             assert (one.departs, one.source is None) == (other.departs, other.source is None)
     monkeypatch.undo()
     assert disk.known(known.source or known, Answers()) == disk.size(job.source or job)
+
+
+def test_a_network_of_borrowed_weights_is_built_each_time(keeping, tmp_path):
+    """Its files may be gone, or others."""
+    from diffusers import AutoencoderKL
+
+    folder, seen = tmp_path / "weights", []
+    study = build({"methods": "lmd", "budget": "1s", "lmd": {"vae": str(folder)}})
+    for levels in (2, 3):
+        blocks = {f"{way}_block_types": (f"{word}Block2D",) * levels for way, word in WAYS}
+        widths = {"block_out_channels": (8,) * levels, "norm_num_groups": 4}
+        AutoencoderKL(**blocks, **widths, sample_size=8, mid_block_add_attention=False).save_pretrained(folder)
+        seen += [disk.known(*planned.jobs(study, None, 0), Answers())]
+    assert seen[0] != seen[1] and all(size.borrows for size in seen)
+    shutil.rmtree(folder)
+    with pytest.raises(HarnessError, match="is not on this machine"):
+        disk.known(*planned.jobs(study, None, 0), Answers())
 
 
 def test_imported_methods_are_asked_themselves(monkeypatch, tmp_path):
