@@ -2,7 +2,7 @@
 
 Every file of our packages, wherever they have parts, and of the packages that bring plugins; the name and version of
 every installed distribution, as its folder says. What is not seen: code that neither is part of a plugin's package nor
-is installed, and edits of an installed distribution in its place.
+is installed, edits of an installed distribution in its place, and environment variables that code reads.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness import gpus, new, plugins, resolve, sources
+from harness import new, plugins, resolve, sources
 from harness.answers import VERSIONS, Answers
 from harness.config import plain
 from harness.errors import HarnessError
@@ -262,15 +262,3 @@ def test_the_digest_of_the_code_sees_methods_plugins_and_versions(monkeypatch, t
     monkeypatch.syspath_prepend(site)
     (site / "timm-99.dist-info").mkdir()
     assert changed()
-
-
-def test_a_machine_without_a_driver_has_no_gpu_and_needs_no_torch_to_say_so(monkeypatch):
-    monkeypatch.setattr(gpus.sys, "platform", "linux")
-    monkeypatch.setattr(gpus.os, "listdir", lambda path: ["null", "nvme0", "tty"])
-    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "torch")
-    assert gpus.count() == 0
-    monkeypatch.setattr(gpus.os, "listdir", lambda path: ["null", "nvidiactl", "tty"])
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError):
-        gpus.count()
