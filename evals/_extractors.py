@@ -18,6 +18,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from evals import _resnet, _standin
+from evals._weights import FILE, UNSET, require_file
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -114,16 +115,6 @@ class Extractor(NamedTuple):
         return self.look(images).logits.argmax(dim=1)
 
 
-WEIGHTS = "torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
-UNSET = "set the eval's `inception` (or HARNESS_INCEPTION) to that file, or unset it for the stand-in"
-
-
-def require_file(path: Path) -> None:
-    """Raise HarnessError where there is no file of Inception's weights."""
-    if not path.is_file():
-        raise HarnessError(f"no Inception weights at {path}", WEIGHTS, UNSET)
-
-
 def inception(path: Path, device: torch.device | str) -> Extractor:
     """torch-fidelity's Inception with weights from `path`. Raises HarnessError for a file that is not those."""
     require_file(path)
@@ -131,12 +122,12 @@ def inception(path: Path, device: torch.device | str) -> Extractor:
         torch.load(path, map_location="cpu", weights_only=True)  # the library itself would run any pickle
     except Exception as error:  # whatever a file of anything makes a loader raise
         raise HarnessError(
-            f"{path} holds no Inception weights: it is no file of tensors that can be read safely", WEIGHTS, UNSET
+            f"{path} holds no Inception weights: it is no file of tensors that can be read safely", FILE, UNSET
         ) from error
     try:
         net = _create(INCEPTION, ["2048", "logits_unbiased"], path)
     except (RuntimeError, OSError, EOFError, ValueError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise HarnessError(f"{path} holds no Inception weights, but other tensors", WEIGHTS, UNSET) from error
+        raise HarnessError(f"{path} holds no Inception weights, but other tensors", FILE, UNSET) from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     facts = {"extractor": INCEPTION, "extractor_sha256": checksum}
     return Extractor(net.to(device), "Inception", checksum, facts)

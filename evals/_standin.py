@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from evals._weights import STAND_IN
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.rng import Rng
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # Shapes: B images, C channels, H height, W width, K classes.
 
-NAME, VERSION = "cnn64", 1  # a change below makes another network: raise VERSION
+VERSION = 1  # a change below makes another network: raise VERSION
 WIDTH = 64  # features; narrow, because the distance's bias grows with the width (card evaluation, section 7.3)
 BATCH, LR = 128, 4e-3
 EPOCHS, FEWEST, MOST = 20, 200, 600  # epochs, but neither fewer nor more steps than this
@@ -76,12 +77,12 @@ class StandIn(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{NAME}-{self.checksum[:4]}"
+        return f"{STAND_IN}-{self.checksum[:4]}"
 
 
 def stand_in(data: Dataset, cache: Path) -> StandIn:
     """The stand-in of a data set, trained when the cache folder has none yet."""
-    path = cache / f"{NAME}-v{VERSION}-{data.spec.name}-{data.revision[:16]}.safetensors"
+    path = cache / f"{STAND_IN}-v{VERSION}-{data.spec.name}-{data.revision[:16]}.safetensors"
     if not path.exists():
         content = _serialise(*train(data))
         if not path.exists():  # another process may have been faster; its network is the one to use
@@ -143,7 +144,7 @@ def train(data: Dataset) -> tuple[Classifier, float, Dataset]:
 
     Always on the CPU in float32, so that machines differ by rounding only.
     """
-    rng, spec = Rng(SEED).at(NAME, VERSION), data.spec
+    rng, spec = Rng(SEED).at(STAND_IN, VERSION), data.spec
     with torch.random.fork_rng(devices=[]):
         net = Classifier(spec.channels, spec.size, spec.classes)
     _initialise(net, rng.at("weights"))

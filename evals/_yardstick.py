@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evals import _extractors, _frechet, _standin
+from evals import _extractors, _frechet
 from evals._frechet import Moments, Statistics
-from harness.data import catalog
-from harness.errors import HarnessError, unknown
+from evals._weights import AUTO, ENVIRONMENT, INCEPTION, STAND_IN, classifier, require_weights
+from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.rng import Rng
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 # Shapes: n real images, k kept ones, D feature width, P width of sFID's features.
 
-ENVIRONMENT = "HARNESS_INCEPTION"  # path of the Inception weights, where the config names none
-AUTO, INCEPTION = "auto", "inception"
-WEIGHTS = "weights"  # folder under a data folder in which a classifier is looked for by its name
 KEPT_BYTES = 512 * 2**20  # of real features kept: all of CIFAR-10's in Inception
 CHUNK = 500
 
@@ -51,47 +48,13 @@ def extractors(context: Context, names: Iterable[str], inception: str | None) ->
     return [_extractor(context, name, path) for name in names]
 
 
-def find(names: Iterable[str], inception: str | None, data_dir: Path | None) -> None:
-    """Raise HarnessError where the file of a network is not here; none is loaded."""
-    path = inception or os.environ.get(ENVIRONMENT)
-    for name in names:
-        _require_weights(name, path)
-        if name in (AUTO, INCEPTION) and path:
-            _extractors.require_file(Path(path))
-        elif name not in (AUTO, INCEPTION, _standin.NAME):
-            _classifier(name, data_dir)
-
-
-def _require_weights(name: str, inception: str | None) -> None:
-    if name == INCEPTION and not inception:
-        raise HarnessError(
-            "the extractor 'inception' without weights",
-            "a path in generation.inception or in HARNESS_INCEPTION",
-            "generation.extractors=auto takes Inception where it can be had",
-        )
-
-
 def _extractor(context: Context, name: str, inception: str | None) -> Extractor:
-    _require_weights(name, inception)
+    require_weights(name, inception)
     if name in (AUTO, INCEPTION) and inception:
         return _extractors.inception(Path(inception), context.device)
-    if name in (AUTO, _standin.NAME):
+    if name in (AUTO, STAND_IN):
         return _extractors.stand_in(context.data, context.cache, context.device)
-    return _extractors.resnet(_classifier(name, context.data_dir), context.data, context.device)
-
-
-def _classifier(name: str, data_dir: Path | None) -> Path:
-    """The file of a classifier: a path, or a name under weights/ of a data folder."""
-    if name.endswith(".safetensors") or os.sep in name:
-        return Path(name).expanduser()
-    found = {
-        path.stem: path
-        for folder in catalog.data_folders(data_dir)
-        for path in sorted((folder / WEIGHTS).glob("*resnet*"))
-    }
-    if name not in found:
-        raise unknown("extractor", name, [AUTO, INCEPTION, _standin.NAME, *found], "or the path of a .safetensors file")
-    return found[name]
+    return _extractors.resnet(classifier(name, context.data_dir), context.data, context.device)
 
 
 def reference(context: Context, extractor: Extractor, name: str) -> Real:

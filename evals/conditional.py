@@ -103,9 +103,9 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
 def require(config: Config, data_dir: Path | None) -> None:
     """Raise HarnessError where a file of weights that is named is not here."""
-    from evals import _yardstick
+    from evals import _weights
 
-    _yardstick.find([_yardstick.AUTO], config.inception, data_dir)
+    _weights.find([_weights.AUTO], config.inception, data_dir)
 
 
 def _with_labels(context: Context, config: Config) -> tuple[Method, dict[str, Any], list[str]]:

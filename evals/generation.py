@@ -126,9 +126,9 @@ def evaluate(context: Context, config: Config) -> Outcome | None:
 
 def require(config: Config, data_dir: Path | None) -> None:
     """Raise HarnessError where a file of weights that is named is not here."""
-    from evals import _yardstick
+    from evals import _weights
 
-    _yardstick.find(config.extractors, config.inception, data_dir)
+    _weights.find(config.extractors, config.inception, data_dir)
 
 
 def _require_enough(config: Config, real: Mapping[Any, Real]) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 DIGITS = 16
 
@@ -26,6 +27,8 @@ def _digest(data: bytes) -> str:
 
 def save(folder: Path, step: int, payload: dict[str, Any], keep: int = 2) -> Path:
     """Write a checkpoint and drop all but the newest `keep`."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     data = buffer.getvalue()
@@ -60,7 +63,7 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
             "one folder that all nodes see alike",
             "choose a folder on a file system that all nodes share with --out",
         )
-    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    return _loaded(data, device)
 
 
 def load_latest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, list[str]]:
@@ -69,7 +72,7 @@ def load_latest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         data = path.read_bytes()
         if path.stem.rpartition("-")[2] == _digest(data):
-            return torch.load(io.BytesIO(data), map_location=device, weights_only=True), notices
+            return _loaded(data, device), notices
         aside = path.with_suffix(".damaged")
         path.rename(aside)
         notices.append(
@@ -77,6 +80,12 @@ def load_latest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any
             f"it was set aside as {aside.name} and the one before it is used"
         )
     return None, notices
+
+
+def _loaded(data: bytes, device: torch.device | str) -> dict[str, Any]:
+    import torch
+
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
 
 
 def save_snapshot(folder: Path, share: float, state: dict[str, Tensor]) -> Path:

@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 
 from harness.errors import HarnessError
 from harness.rng import Share
+from harness.train.settings import check_batch
 
 RENDEZVOUS = "HARNESS_RENDEZVOUS"
 TIMEOUT_S = 600.0  # that a process waits for the others: more than rank 0 takes to write a checkpoint
@@ -111,13 +112,7 @@ class Ranks:
 
     def check_batch(self, batch_size: int, of: str) -> None:
         """Raise HarnessError where the batch does not divide into equal parts."""
-        if batch_size % self.world:
-            below, above = batch_size - batch_size % self.world, batch_size + -batch_size % self.world
-            raise HarnessError(
-                f"{of}={batch_size} over {self.world} processes",
-                f"a multiple of {self.world}, so that every process has as many images of a batch",
-                f"{of}={above}{f' or {of}={below}' if below else ''}, or another number of GPUs",
-            )
+        check_batch(batch_size, of, self.world)
 
 
 ALONE = Ranks()

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import machine, store
+from harness.answers import Answers
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, said, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.files import write_atomic
 from harness.lock import only_writer
+from harness.plan.remember import remember
 from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import ENDED, RunRecord, StudyRecord
@@ -38,9 +40,11 @@ def run_study(
     """
     from harness.launch.living import refuse_living
 
+    answers = Answers()
     todo = jobs(study, data_dir)
     place = store.Study(out / study.folder_name())
     with only_writer(place.path):
+        remember(study, todo, data_dir, answers)
         refuse_living(place, study, todo)
         asked = StudyRecord(request=study.asked(), keys=kept(place, todo) + [job.key for job in todo])
         write_atomic(place.path / "study.json", asked.model_dump_json(indent=1) + "\n")

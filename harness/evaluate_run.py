@@ -7,12 +7,9 @@ at the end, when the others are done.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +18,16 @@ from typing import Any
 import torch
 
 from harness import checkpoint, machine, store
-from harness.config import plain
 from harness.data.dataset import Dataset
 from harness.display import Display
 from harness.errors import CannotWrite, HarnessError, told
-from harness.evaluation import Context, Subject, can, evaluate
+from harness.evaluation import Context, Subject, evaluate
 from harness.evaluation.looks import Looks
 from harness.files import move, write_atomic
 from harness.fitted import Fitted
+from harness.lacking import NOTHING, applies, digest, is_done, references_lacking, snapshots, terms
 from harness.ledger import Ledger
 from harness.method import Method
-from harness.plugins import load_eval
-from harness.protocol import COMMON
 from harness.records import EvalRecord, RunRecord
 from harness.resolve import Job, dataset, eval_config
 from harness.rng import Rng
@@ -41,9 +36,7 @@ from harness.store import RunFolder
 from harness.study import Study
 from harness.train.track import Tracking
 
-FULL = (0.0, 1.0)
 STAGING = ".pictures"  # below the records, until their eval has come to its end
-NOTHING = ".nothing"  # in place of a record: the eval has nothing to say of these weights, and is not asked again
 
 
 def evaluate_run(
@@ -69,17 +62,17 @@ def evaluate_run(
     before = set(new)
     folder = study_folder.run(job.key)
     configs = {name: eval_config(study, name, job.cell.size) for name in study.evals}
-    for share, cheap in _snapshots(job):
+    for share, cheap in snapshots(job):
         if only is not None and share != only:
             continue
         place, weights = folder.evals(share, cheap), _snapshot(job, folder, share)
         subject = Subject(
             job.cell, job.key, share=share, weights="ema" if job.train.ema else "raw", snapshot=weights.name
         )
-        missing = [name for name in configs if _applies(name, job.method_class, share, cheap)]
+        missing = [name for name in configs if applies(name, job.verbs, share, cheap)]
         same = (weights.name, data_dir)
         if not force:
-            missing = [n for n in missing if not _is_done(place / f"{n}.json", n, configs[n], job.data, *same)]
+            missing = [n for n in missing if not is_done(place / f"{n}.json", n, configs[n], job.data, *same)]
         if job.source is not None:
             fresh = done if force else None
             missing = [n for n in missing if not _taken_over(n, configs[n], job, study_folder, place, fresh, *same)]
@@ -97,67 +90,6 @@ def evaluate_run(
         for path in sorted(new - before) if tracking else ():
             tracking.evaluated(store.read_as(EvalRecord, path), store.read_as(RunRecord, folder.record))
     _tell(failed)
-
-
-def _snapshots(job: Job) -> list[tuple[float, bool]]:
-    """Share of each evaluation of the run, and whether it is a quick one."""
-    shares = sorted({*FULL, *job.train.snapshots})
-    return [(share, False) for share in FULL] + [(share, True) for share in shares]
-
-
-def evaluated(job: Job, study: Study, study_folder: store.Study, only: float, data_dir: Path | None = None) -> bool:
-    """Whether the snapshot at the share `only` has all records of the study's evals; looks, and does nothing."""
-    if checkpoint.find_snapshot(study_folder.run(job.key).snapshots, only) is None:
-        return False
-    return next(lacking(job, study, study_folder, only, data_dir), None) is None
-
-
-def lacking(
-    job: Job, study: Study, study_folder: store.Study, only: float, data_dir: Path | None = None
-) -> Iterator[tuple[str, bool]]:
-    """Each eval that the snapshot at the share `only` has no record of, and whether it is a quick one."""
-    folder = study_folder.run(job.key)
-    weights = checkpoint.find_snapshot(folder.snapshots, only)
-    for share, cheap in _snapshots(job):
-        for name in study.evals if share == only else ():
-            if not _applies(name, job.method_class, share, cheap):
-                continue
-            path, config = folder.evals(share, cheap) / f"{name}.json", eval_config(study, name, job.cell.size)
-            if weights is None or not _is_done(path, name, config, job.data, weights.name, data_dir):
-                yield name, cheap
-
-
-def _applies(name: str, method: type[Method], share: float, cheap: bool) -> bool:
-    """Samples are drawn from the final weights only: at the quick evals' count a distance says nothing.
-
-    What never runs on snapshots is not asked there: it would leave no record, and be asked again by every command.
-    """
-    plugin = load_eval(name)
-    if not can(method, plugin.NEEDS) or (cheap and getattr(plugin, "FULL_ONLY", False)):
-        return False
-    if share < 1.0 and getattr(plugin, "TRAINED_ONLY", False):
-        return False
-    return plugin.NEEDS == "features" or (share == 1.0 and not cheap)
-
-
-def _is_done(
-    path: Path, name: str, config: Any, data: Dataset, snapshot: str | None = None, data_dir: Path | None = None
-) -> bool:
-    """Whether a record of the same weights, data, settings and protocol is there, or word that none is to be made."""
-    if not path.exists():
-        nothing = path.with_suffix(NOTHING)
-        return nothing.exists() and nothing.read_text() == _digest(*_asked(name, config, data.revision, snapshot))
-    found, plugin = store.read_as(EvalRecord, path), load_eval(name)
-    same = (found.config, found.protocol, found.common, found.data_revision, found.snapshot)
-    if same != _asked(name, config, data.revision, snapshot):
-        return False
-    own = getattr(plugin, "revisions", None)  # of data sets of its own
-    return own is None or found.cheap or own(config, data_dir).items() >= found.others.items()
-
-
-def _asked(name: str, config: Any, revision: str, snapshot: str | None) -> tuple[Any, ...]:
-    """What a record has to agree with."""
-    return plain(config), load_eval(name).PROTOCOL, COMMON.version, revision, snapshot
 
 
 def _taken_over(
@@ -178,7 +110,7 @@ def _taken_over(
         there = study_folder.run(key).path / place.relative_to(study_folder.run(job.key).path) / f"{name}.json"
         if not there.exists() or (fresh is not None and there not in fresh):
             continue
-        if _is_done(there, name, config, job.data, snapshot, data_dir):
+        if is_done(there, name, config, job.data, snapshot, data_dir):
             take_over(there, job, place)
             return True
     return False
@@ -239,18 +171,14 @@ class _About:
         What an older code or another precision left there is removed.
         """
         s = self.subject
-        whose = _digest(s.key, s.reference, s.snapshot, s.size, self.cheap)
+        whose = digest(s.key, s.reference, s.snapshot, s.size, self.cheap)
         kinds = [type(method), *([type(method.inner)] if isinstance(method, Fitted) else [])]
-        state = _digest(self.data.revision, seed, *how, machine.versions(), *map(machine.code, kinds))
+        state = digest(self.data.revision, seed, *how, machine.versions(), *map(machine.code, kinds))
         folder = self.cache / "features" / whose
         for stale in folder.glob("*"):
             if stale.name != state:
                 shutil.rmtree(stale, ignore_errors=True)
         return folder / state
-
-
-def _digest(*what: Any) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def _run_evals(
@@ -302,8 +230,8 @@ def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
         about.guard()
-        asked = _asked(name, config, about.data.revision, about.subject.snapshot)
-        write_atomic(path.with_suffix(NOTHING), _digest(*asked))
+        agreed = terms(name, config, about.data.revision, about.subject.snapshot)
+        write_atomic(path.with_suffix(NOTHING), digest(*agreed))
         return
     about.guard()
     # Every look at the test split stays on record: of the eval that this one replaces, and of attempts that failed.
@@ -333,7 +261,7 @@ def evaluate_as(
     `build` is called only when there is something to do. Raises HarnessError, naming them, where some fail.
     """
     done = (
-        () if force else [n for n, c in configs.items() if _is_done(place / f"{n}.json", n, c, data, subject.snapshot)]
+        () if force else [n for n, c in configs.items() if is_done(place / f"{n}.json", n, c, data, subject.snapshot)]
     )
     missing = [name for name in configs if name not in done]
     if missing:
@@ -361,26 +289,3 @@ def evaluate_references(
         about = _About(Subject(reference=title, size=size), data, folder, place.cache(), data_dir, guard=guard)
         failed |= _run_evals(configs, about, REFERENCES[title](data), 0, f" of {title}, {size}")
     _tell(failed)
-
-
-def references_evaluated(data: Dataset, study: Study, place: store.Study, data_dir: Path | None = None) -> bool:
-    """Whether every reference row of the data set has its records; looks, and does nothing."""
-    return next(references_lacking(data, study, place, data_dir), None) is None
-
-
-def references_lacking(
-    data: Dataset, study: Study, place: store.Study, data_dir: Path | None, force: bool = False
-) -> Iterator[tuple[str, str, Path, dict[str, Any]]]:
-    """Title, size, folder and the evals' settings of each reference row that lacks some; of all with `force`."""
-    from evals._references import REFERENCES
-
-    for (title, reference), size in itertools.product(REFERENCES.items(), study.size):
-        folder = place.reference(data.spec.name, title, size)
-        configs = {n: eval_config(study, n, size) for n in study.evals if can(reference, load_eval(n).NEEDS)}
-        configs = {n: c for n, c in configs.items() if not getattr(load_eval(n), "TRAINED_ONLY", False)}
-        if not force:
-            configs = {
-                n: c for n, c in configs.items() if not _is_done(folder / f"{n}.json", n, c, data, None, data_dir)
-            }
-        if configs:
-            yield title, size, folder, configs

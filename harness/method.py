@@ -13,28 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from torch import Tensor, nn
 
+from harness.data.spec import DataSpec as DataSpec
 from harness.errors import HarnessError
 from harness.rng import Rng
+from harness.train.settings import INTERFACE as INTERFACE
 from harness.train.settings import SIZES as SIZES
 
 if TYPE_CHECKING:
     from backbones.heads import Measures
 
 # Shapes: B batch, C channels, H height, W width, D feature width, N tokens.
-
-# Part of every run's key: raised whenever equal settings give another run, by a change here, in the batches or their
-# augmentation, or in the training loop.
-INTERFACE = 2
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What a method may know of a data set: square images of `channels` x `size` x `size`, `classes` labels."""
-
-    name: str
-    channels: int
-    size: int
-    classes: int
 
 
 @dataclass(frozen=True, order=True)

@@ -57,10 +57,14 @@ def _own_methods() -> dict[str, Plugin]:
     found = {}
     for root in map(Path, methods.__path__):
         for file in sorted(root.glob("*/method.py")):
-            name = file.parent.name
             # The first of equal names is the one that Python imports.
-            found.setdefault(name, Plugin("method", name, f"methods.{name}.method", "METHOD", file.parent))
+            found.setdefault(file.parent.name, _own_method(file))
     return found
+
+
+def _own_method(file: Path) -> Plugin:
+    name = file.parent.name
+    return Plugin("method", name, f"methods.{name}.method", "METHOD", file.parent)
 
 
 def eval_plugins() -> dict[str, Plugin]:
@@ -75,8 +79,25 @@ def _own_evals() -> dict[str, Plugin]:
     found = {}
     for root in map(Path, evals.__path__):
         for file in sorted(root.glob("[!_]*.py")):
-            found.setdefault(file.stem, Plugin("eval", file.stem, f"evals.{file.stem}", None, None))
+            found.setdefault(file.stem, _own_eval(file))
     return found
+
+
+def _own_eval(file: Path) -> Plugin:
+    return Plugin("eval", file.stem, f"evals.{file.stem}", None, None)
+
+
+def _own(kind: str, name: str) -> Plugin | None:
+    """The one of that name among `_own_methods` or `_own_evals`, without a look at the others."""
+    import evals
+    import methods
+
+    if kind == "method":
+        files, made = [Path(root, name, "method.py") for root in methods.__path__], _own_method
+    else:
+        files, made = [Path(root, f"{name}.py") for root in evals.__path__ if not name.startswith("_")], _own_eval
+    plain = Path(name).name == name  # no path
+    return next((made(file) for file in files if plain and file.is_file()), None)
 
 
 def _installed(kind: str, group: str, taken: dict[str, Plugin]) -> dict[str, Plugin]:
@@ -99,9 +120,9 @@ def _folder(point: EntryPoint) -> Path | None:
 
 def find(kind: str, name: str) -> Plugin:
     """The plugin of that name, or a HarnessError with the nearest known one."""
-    own = _own_methods() if kind == "method" else _own_evals()
-    if name in own:  # asked for often, and looking through all installed packages takes milliseconds
-        return own[name]
+    own = _own(kind, name)
+    if own is not None:  # asked for often, and looking through all installed packages takes milliseconds
+        return own
     found = method_plugins() if kind == "method" else eval_plugins()
     if name not in found:
         raise unknown(kind, name, found, "harness list shows what is installed")

@@ -21,3 +21,6 @@ class Protocol:
 
 
 COMMON = Protocol()
+
+# The rows beside the methods (evals/_references.py), and the verbs that each has: it joins the evals that need one.
+REFERENCES = {"raw pixels": ("features",), "real images": ("sample",), "mean image": ("sample",)}

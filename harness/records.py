@@ -28,6 +28,10 @@ class Cell(Model):
     budget: str
     seed: int
 
+    @property
+    def label(self) -> str:
+        return f"{self.method} {self.dataset} {self.size} {self.budget} seed {self.seed}"
+
 
 class Environment(Model):
     """Where a run ran."""

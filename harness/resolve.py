@@ -1,4 +1,7 @@
-"""Resolving a cell: its method's config, its key, its data set. The heavy half of reading a study."""
+"""Resolving a cell: its method's config, its key, its data set. The heavy half of reading a study.
+
+torch is imported with the first method or data set, not with this module: a plan asks it for keys alone.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.budget import Budget, check_devices, parse_budget
 from harness.config import override, plain
-from harness.data.dataset import Dataset, load
 from harness.errors import HarnessError
-from harness.method import INTERFACE, DataSpec, Method
 from harness.plugins import card, load_eval, load_method, method_plugins
 from harness.records import Cell
 from harness.study import Study, slug
-from harness.train.settings import BATCH, UNKEYED, TrainConfig
+from harness.train.settings import BATCH, INTERFACE, UNKEYED, TrainConfig
+
+if TYPE_CHECKING:
+    from harness.data.dataset import Dataset
+    from harness.data.glance import Glance
+    from harness.data.spec import DataSpec
+    from harness.method import Method
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,21 @@ class Job:
 
     @property
     def label(self) -> str:
-        c = self.cell
-        return f"{c.method} {c.dataset} {c.size} {c.budget} seed {c.seed}"
+        return self.cell.label
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        """What its method does of what the interface names (`evaluation.can`)."""
+        from harness.evaluation import verbs
+
+        return verbs(self.method_class)
+
+    @property
+    def departs(self) -> frozenset[str] | None:
+        """Of a reader: what of the interface it does otherwise than its source (`shared.departures`)."""
+        from harness.shared import departures
+
+        return None if self.source is None else departures(self.method_class, self.source.method_class)
 
     def build(self) -> Method:
         """The method, freshly initialised from the cell's seed."""
@@ -54,6 +74,8 @@ class Job:
 @cache
 def dataset(name: str, data_dir: Path | None) -> Dataset:
     """The data set of that name, read once."""
+    from harness.data.dataset import load
+
     return load(name, data_dir)
 
 
@@ -70,14 +92,12 @@ def jobs(study: Study, data_dir: Path | None = None, gpus: int | None = None) ->
     for cell in study.cells():
         check_devices(parse_budget(cell.budget), gpus)
         resolved.append(resolve(study, cell, lambda name: dataset(name, data_dir)))
-    for name in study.evals:
-        for size in study.size:
-            require(name, eval_config(study, name, size), data_dir)
+    require_all(study, data_dir)
     check_idle_sections(study, resolved[0].data.spec)
     return sorted(resolved, key=lambda job: job.source is not None)  # readers after what they read
 
 
-def resolve(study: Study, cell: Cell, read: Callable[[str], Dataset]) -> Job:
+def resolve(study: Study, cell: Cell, read: Callable[[str], Dataset | Glance]) -> Job:
     """One cell of the study; `read` gives its data set by name. Raises HarnessError when it cannot run."""
     method = load_method(cell.method)
     card(cell.method)  # its faults, too, come to light before any work
@@ -86,13 +106,18 @@ def resolve(study: Study, cell: Cell, read: Callable[[str], Dataset]) -> Job:
             f"{cell.method} has no size {cell.size!r}", f"one of {', '.join(method.sizes)}", "--size nano"
         )
     data = read(cell.dataset)
-    # The name of what was found: `cifar10` may be its JPEG form, which is another data set (harness data says so).
-    cell = cell.model_copy(update={"dataset": data.spec.name})
-    train = replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
+    cell, train = settled(study, cell, data)
     return _job(cell, parse_budget(cell.budget), _config(study, method, cell, data), train, data)
 
 
-def _config(study: Study, method: type[Method], cell: Cell, data: Dataset) -> Any:
+def settled(study: Study, cell: Cell, data: Dataset | Glance) -> tuple[Cell, TrainConfig]:
+    """The cell under the name of the data that were found, and the training with its batch size."""
+    # `cifar10` may be its JPEG form, which is another data set (harness data says so).
+    cell = cell.model_copy(update={"dataset": data.spec.name})
+    return cell, replace(study.train, batch_size=study.train.batch_size or BATCH[cell.size])
+
+
+def _config(study: Study, method: type[Method], cell: Cell, data: Dataset | Glance) -> Any:
     """The recipe with the study's settings; those of a shared pre-training hold for its readers too."""
     config = method.recipe(cell.size, data.spec)
     for section in filter(None, (method.pretrained_as, cell.method)):
@@ -100,7 +125,7 @@ def _config(study: Study, method: type[Method], cell: Cell, data: Dataset) -> An
     return config
 
 
-def _job(cell: Cell, budget: Budget, config: Any, train: TrainConfig, data: Dataset) -> Job:
+def _job(cell: Cell, budget: Budget, config: Any, train: TrainConfig, data: Dataset | Glance) -> Job:
     method = load_method(cell.method)
     source = None
     if method.pretrained_as:
@@ -111,7 +136,7 @@ def _job(cell: Cell, budget: Budget, config: Any, train: TrainConfig, data: Data
                 f"Config = {load_method(method.pretrained_as).__name__}.Config in methods/{cell.method}/method.py",
             )
         source = _job(cell.model_copy(update={"method": method.pretrained_as}), budget, config, train, data)
-    return Job(cell, _key(cell, config, train, data), budget, method, config, train, data, source)
+    return Job(cell, key(cell, plain(config), train, data.revision), budget, method, config, train, data, source)
 
 
 def check_idle_sections(study: Study, data: DataSpec) -> None:
@@ -124,10 +149,13 @@ def check_idle_sections(study: Study, data: DataSpec) -> None:
         override(recipe, values, name)
 
 
-def _key(cell: Cell, config: Any, train: TrainConfig, data: Dataset) -> str:
-    """A name that changes whenever the computation would: a readable part and a hash of everything."""
+def key(cell: Cell, config: dict[str, Any], train: TrainConfig, revision: str) -> str:
+    """A run's name, which changes whenever the computation would: a readable part and a hash of everything.
+
+    `config` is the method's as plain values, `revision` the data set's.
+    """
     keyed = {k: v for k, v in plain(train).items() if k not in UNKEYED}
-    content = [INTERFACE, cell.model_dump(), plain(config), keyed, data.revision]
+    content = [INTERFACE, cell.model_dump(), config, keyed, revision]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return f"{slug(f'{cell.method}-{cell.dataset}-{cell.size}-{cell.budget}-s{cell.seed}')}-{digest}"
 
@@ -137,6 +165,12 @@ def require(name: str, config: Any, data_dir: Path | None) -> None:
     check = getattr(load_eval(name), "require", None)
     if check is not None:
         check(config, data_dir)
+
+
+def require_all(study: Study, data_dir: Path | None) -> None:
+    for name in study.evals:
+        for size in study.size:
+            require(name, eval_config(study, name, size), data_dir)
 
 
 def eval_config(study: Study, name: str, size: str) -> Any:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from inspect import getattr_static
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import store
 from harness.files import explain, link
-from harness.method import Method, Objective
 from harness.plugins import card, load_eval, load_method, method_plugins
 from harness.records import Borrowed, Cost, EvalRecord, RunRecord
-from harness.resolve import Job
-from harness.rng import Rng
+
+if TYPE_CHECKING:
+    from harness.method import Method
+    from harness.plan.planned import Planned
+    from harness.resolve import Job
 
 # What an eval asks of a method that has the verb it needs; one that asks for something else says so in its READS.
 VERBS = {
@@ -52,6 +55,7 @@ def _cost(job: Job, cost: Cost | None) -> Cost | None:
     """The source's; what features cost is measured where the reader's are others."""
     if cost is None or alike(job.method_class, job.source.method_class, VERBS["features"]):
         return cost
+    from harness.rng import Rng
     from harness.train import flops
 
     method = job.build().eval()
@@ -59,13 +63,13 @@ def _cost(job: Job, cost: Cost | None) -> Cost | None:
     return cost.model_copy(update={"flop_features_img": flop, "parameters_features": parameters})
 
 
-def reads_alike(name: str, job: Job) -> bool:
+def reads_alike(name: str, job: Job | Planned) -> bool:
     """Whether the eval `name` would find the same on `job` as on its source.
 
     It does where both have the same code for everything the eval asks of a method: its module's READS, by default
     what its verb needs.
     """
-    return alike(job.method_class, job.source.method_class, _asked(name))
+    return _within(job.departs, _asked(name))
 
 
 def _asked(name: str) -> Sequence[str]:
@@ -88,14 +92,24 @@ def peers(name: str, job: Job, place: store.Study) -> list[str]:
 
 
 def alike(reader: type[Method], source: type[Method], asked: Sequence[str]) -> bool:
-    """Whether the two share the code of what is `asked`.
+    """Whether the two share the code of what is `asked`; of the interface the reader may have the rest to itself."""
+    return _within(departures(reader, source), asked)
 
-    Of the interface the reader may have the rest to itself. A helper of the source's that it has not kept counts as
-    asked for: nothing tells who calls it.
+
+def _within(departs: frozenset[str] | None, asked: Sequence[str]) -> bool:
+    return departs is not None and departs.isdisjoint(asked)
+
+
+def departures(reader: type[Method], source: type[Method]) -> frozenset[str] | None:
+    """What of the interface the reader does by code of its own; None where it has not kept a helper of the source's.
+
+    Such a helper counts as asked for by everything: nothing tells who calls it.
     """
+    from harness.method import Method, Objective
+
     names = [name for name in dir(source) if name == "__init__" or not name.startswith("__")]
     own = {name for name in names if getattr_static(reader, name, None) is not getattr_static(source, name)}
-    return own <= {*vars(Method), *vars(Objective)} - {*asked}
+    return frozenset(own) if own <= {*vars(Method), *vars(Objective)} else None
 
 
 def take_over(path: Path, job: Job, folder: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.catalog import home
+from harness.data.catalog import cache_home
 from harness.errors import HarnessError
 
 IN_MEMORY_BYTES = 1 << 30  # above it a cached split is mapped instead of read
@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """$HARNESS_CACHE, or ~/.cache/recognise-and-draw."""
-    named = os.environ.get("HARNESS_CACHE")
-    return (Path(named) if named else home()) / "decoded"
+    """$HARNESS_CACHE/decoded, or the same below ~/.cache/recognise-and-draw."""
+    return cache_home() / "decoded"
 
 
 def pixels(key: str, shape: tuple[int, ...], chunks: Chunks) -> tuple[np.ndarray, str]:

@@ -129,6 +129,12 @@ def home() -> Path:
     return Path(os.path.expanduser("~/.cache/recognise-and-draw"))
 
 
+def cache_home() -> Path:
+    """$HARNESS_CACHE, or ~/.cache/recognise-and-draw: where what can be made again is kept."""
+    named = os.environ.get("HARNESS_CACHE")
+    return Path(named) if named else home()
+
+
 def data_folders(data_dir: Path | None = None) -> list[Path]:
     """Where data are looked for: the folder given; otherwise $HARNESS_DATA, ./data and ~/.cache, in that order."""
     if data_dir is not None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 from harness.data import arrays, cache, catalog, decode, folder, listed, packed, stored
 from harness.data.catalog import Found, Metric
 from harness.data.packed import TEST, TRAIN
+from harness.data.spec import DataSpec
 from harness.data.stored import Split
-from harness.method import DataSpec
 from harness.records import TestOpened
 
 SELECT_SHARE = 0.1
@@ -45,6 +46,14 @@ class Part:
         return Part(self.images[index], self.labels[index], self.index[index])
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded pixels of a train part: their name in the cache, and their SHA-256 where it is known."""
+
+    key: str = ""
+    digest: str = ""
+
+
 @dataclass
 class Dataset:
     """See the module's docstring. `revision` names the exact pixels, labels and split."""
@@ -56,6 +65,7 @@ class Dataset:
     train: Part
     fit_n: int
     metric: Metric = "top1"  # that its own papers report
+    pixels: Pixels = Pixels()
     opened: list[TestOpened] = field(default_factory=list)
     _test: Split | None = field(default=None, repr=False)
     _part: Part | None = field(default=None, repr=False)
@@ -77,7 +87,7 @@ class Dataset:
         """The test part, decoded at the first opening. Every call is recorded in `opened` as done `by` someone."""
         assert self._test is not None
         if self._part is None:
-            self._part, _ = _decoded(self._test, np.arange(self.test_n), self.spec)
+            self._part = _part(_decoded(self._test, self.spec)[0], self._test)
         self.opened.append(TestOpened(by=by, at=datetime.now(UTC).isoformat(timespec="seconds")))
         return self._part
 
@@ -90,7 +100,7 @@ def load(name: str, data_dir: Path | None = None, image_size: int | None = None)
     return _loaded(catalog.resolve(name, data_dir, image_size), _decoded)
 
 
-def _loaded(found: Found, decoded: Callable[[Split, np.ndarray, DataSpec], tuple[Part, str]]) -> Dataset:
+def _loaded(found: Found, images: Callable[[Split, DataSpec], tuple[Tensor, str]]) -> Dataset:
     train, test = _splits(found)
     entry = found.entry
     for part in (train, test):
@@ -99,18 +109,33 @@ def _loaded(found: Found, decoded: Callable[[Split, np.ndarray, DataSpec], tuple
     title = entry.title if known and known.size == entry.size else f"{entry.title}, {entry.size} px"
     spec = DataSpec(entry.name, entry.channels, entry.size, entry.classes)
     fit, select = stored.hold_out(train.labels, SELECT_SHARE, "select", train.where)
-    part, digest = decoded(train, np.concatenate([fit, select]), spec)
+    chosen = train.take(np.concatenate([fit, select]))
+    pixels, digest = images(chosen, spec)
+    part = _part(pixels, chosen)
     revision = _revision(digest, part, len(fit), test, entry.size) if digest else ""
-    return Dataset(spec, title, revision, entry.mirror, part, len(fit), entry.metric, _test=test)
+    pixels_of = Pixels(_cached_as(chosen, spec)[0], digest)
+    return Dataset(spec, title, revision, entry.mirror, part, len(fit), entry.metric, pixels_of, _test=test)
 
 
-def glance(name: str, data_dir: Path | None = None, exact: bool = True) -> Dataset:
-    """`load` for a look: the same revision at a small price, and nothing written.
+def look(found: Found, exact: bool) -> Dataset:
+    """`load` for a look: the same revision at a small price, and nothing written. Its images have no content.
 
-    Pixels decoded before are mapped, and not compared with their file's name. Where they never were, its images have a
-    shape and no content; they are decoded for the revision, and let go, only if it has to be `exact`. Else it is "".
+    Pixels decoded before are not compared with their file's name. Where they never were, they are decoded for the
+    revision, and let go, only if it has to be `exact`. Else it is "".
     """
-    return _loaded(catalog.resolve(name, data_dir), lambda split, order, spec: _glanced(split, order, spec, exact))
+    return _loaded(found, lambda chosen, spec: _looked_at(chosen, spec, exact))
+
+
+def outside(data: Dataset) -> dict[str, Any]:
+    """What is known of a data set without its images, as plain values (glance.py)."""
+    return {
+        "spec": asdict(data.spec),
+        "revision": data.revision,
+        "mirror": data.mirror,
+        "fit_n": data.fit_n,
+        "shape": list(data.train.images.shape),
+        "pixels": asdict(data.pixels),
+    }
 
 
 def _splits(found: Found) -> tuple[Split, Split]:
@@ -126,22 +151,20 @@ def _splits(found: Found) -> tuple[Split, Split]:
     return whole.take(rest), whole.take(held)
 
 
-def _decoded(split: Split, order: np.ndarray, spec: DataSpec) -> tuple[Part, str]:
-    """The split's images in `order`, and the SHA-256 of their pixels."""
-    chosen = split.take(order)
+def _decoded(chosen: Split, spec: DataSpec) -> tuple[Tensor, str]:
+    """The split's images, and the SHA-256 of their pixels."""
     pixels, digest = cache.pixels(*_cached_as(chosen, spec), lambda: _chunks(chosen, spec))
-    return _part(torch.from_numpy(pixels), chosen), digest
+    return torch.from_numpy(pixels), digest
 
 
-def _glanced(split: Split, order: np.ndarray, spec: DataSpec, exact: bool) -> tuple[Part, str]:
-    """`_decoded` without writing; the digest is "" where it would cost decoding and is not asked to be `exact`."""
-    chosen = split.take(order)
+def _looked_at(chosen: Split, spec: DataSpec, exact: bool) -> tuple[Tensor, str]:
     key, shape = _cached_as(chosen, spec)
+    digest = ""
     if (held := cache.mapped(key, shape)) is not None:
-        return _part(torch.from_numpy(held[0]), chosen), held[1]
-    known = exact or not cache.worth(shape)
-    digest = cache.digest(lambda: _chunks(chosen, spec)) if known else ""
-    return _part(torch.empty(shape, dtype=torch.uint8, device="meta"), chosen), digest
+        digest = held[1]
+    elif exact or not cache.worth(shape):
+        digest = cache.digest(lambda: _chunks(chosen, spec))
+    return torch.empty(shape, dtype=torch.uint8, device="meta"), digest
 
 
 def _cached_as(chosen: Split, spec: DataSpec) -> tuple[str, tuple[int, ...]]:

@@ -24,6 +24,6 @@ Evals import heavy libraries inside their functions, because `harness list` read
 
 from harness.evaluation.choose import Choice
 from harness.evaluation.context import Context
-from harness.evaluation.record import Outcome, Subject, can, evaluate, measured
+from harness.evaluation.record import Outcome, Subject, can, evaluate, measured, verbs
 
-__all__ = ["Choice", "Context", "Outcome", "Subject", "can", "evaluate", "measured"]
+__all__ = ["Choice", "Context", "Outcome", "Subject", "can", "evaluate", "measured", "verbs"]

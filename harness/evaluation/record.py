@@ -67,6 +67,11 @@ def can(method: Method | type[Method], verb: str) -> bool:
     return getattr(kind, verb) is not getattr(Method, verb)
 
 
+def verbs(method: type[Method]) -> frozenset[str]:
+    """All of the interface's names that `can` is true of."""
+    return frozenset(name for name in dir(Method) if not name.startswith("_") and can(method, name))
+
+
 def evaluate(
     name: str, context: Context, config: Any, *, subject: Subject, environment: Environment | None = None
 ) -> EvalRecord | None:

@@ -26,24 +26,27 @@ def run_where(
     study: Study, launch: Launch, given: Collection[str], out: Path, data_dir: Path | None, detach: bool, dry_run: bool
 ) -> int:
     """The study brought to its end, wherever it runs; the exit status. `given` are the options on the command line."""
+    from harness.launch.where import refuse_idle, where
+
+    launch, why = where(launch)
+    if why:
+        typer.echo(why)
+    if dry_run:
+        from harness.launch.dry_run import dry_run as scripts
+
+        typer.echo(scripts(study, launch, out, data_dir))
+        return 0
     from harness.display import choose
     from harness.driver import run_study
     from harness.launch import command
     from harness.report.finish import finish
     from harness.signals import Stopper
 
-    launch, why = command.where(launch)
-    if why:
-        typer.echo(why)
-    asked = command.Asked(launch, data_dir, detach)
-    if dry_run:
-        typer.echo(command.dry_run(study, out, asked))
-        return 0
-    command.refuse_idle(launch, given)
+    refuse_idle(launch, given)
     with Stopper().installed() as stopper:
         if launch.cluster == "inline":
             return finish(*run_study(study, out, choose(), stopper, data_dir))
-        done = command.launch_study(study, out, asked)
+        done = command.launch_study(study, out, command.Asked(launch, data_dir, detach))
         return 0 if done is None else finish(*done)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import store
+from harness.answers import Answers
 from harness.config import plain
 from harness.errors import HarnessError, unknown
 from harness.files import write_atomic
-from harness.launch import local, options, preflight, queue, submit
+from harness.launch import local, options, preflight, queue
 from harness.launch.drive import Driver, Submits, over, settle, watch
 from harness.launch.folders import Attempts, Batch, Batches, Claim, End, now
 from harness.launch.freeze import freeze
@@ -25,6 +25,7 @@ from harness.launch.standing import OVER, Standing
 from harness.launch.tasks import Task, graph
 from harness.launch.truth import Truth, logs
 from harness.lock import only_writer, refuse_trainer
+from harness.plan.remember import remember
 from harness.plugins import find
 from harness.records import StudyRecord
 from harness.resolve import Job, jobs
@@ -64,9 +65,11 @@ def launch_study(study: Study, out: Path, asked: Asked) -> tuple[store.Study, li
 
 def _launched(study: Study, place: store.Study, asked: Asked) -> tuple[store.Study, list[str]] | None:
     executor, gpus = _executor(place, asked.launch, study)
+    answers = Answers()
     todo = jobs(study, asked.data_dir, gpus)
     if asked.launch.cluster == "local":
         refuse_living(place, study, todo)
+    remember(study, todo, asked.data_dir, answers)
     _write_asked(study, place, asked, todo)
     driver = _driver(study, place, asked.data_dir, todo, executor, asked.launch)
     driver.look.forgive()
@@ -82,28 +85,6 @@ def _executor(place: store.Study, launch: Launch, study: Study | None = None) ->
     asking = Queue()
     fits = preflight.check(launch, asking.partitions(), study)
     return Slurm(place, launch, fits.gpus, fits.limit_s, asking), fits.gpus
-
-
-LOCAL = ("cluster", "gpus", "tries")  # what workers of this machine know of the options
-
-
-def refuse_idle(launch: Launch, given: Collection[str]) -> None:
-    """Raise HarnessError for an option that says how jobs run, where it would say nothing.
-
-    `given` are the options on the command line; a profile or a study file may say more than one way of running needs.
-    """
-    known = {"inline": ("cluster",), "local": LOCAL}.get(launch.cluster)
-    idle = [] if known is None else [name for name in given if name not in known]
-    if not idle:
-        return
-    option = f"--{idle[0]}" if idle[0] in options.OPTIONS else f"cluster.{idle[0]}"
-    if idle[0] == "slurm":
-        option = "slurm.KEY=VALUE"
-    if launch.cluster == "local":
-        found, expected = f"{option} is for a cluster, and workers of this machine ignore it", "--cluster slurm"
-    else:
-        found, expected = f"{option} is for jobs, and this runs in its own process", "--cluster slurm or local"
-    raise HarnessError(found, expected, "or leave it out")
 
 
 def _driver(
@@ -294,62 +275,3 @@ def close(place: store.Study, batch: Batch) -> None:
             print(f"failed    {line}")
         for path in tables.write_all(place):
             print(f"tables    {path}")
-
-
-# -- before anything is submitted -------------------------------------------------------------------------------------
-
-
-def dry_run(study: Study, out: Path, asked: Asked) -> str:
-    """The sbatch scripts that `run` would submit first, as text. Writes and submits nothing."""
-    place = store.Study(out / study.folder_name())
-    executor, gpus = _executor(place, asked.launch, study)
-    if not isinstance(executor, Slurm):
-        raise HarnessError("--dry-run shows sbatch scripts", "--cluster slurm", "harness plan shows what would be done")
-    todo = jobs(study, asked.data_dir, gpus)
-    texts, seen = [], set()
-    for task in graph(study, todo):
-        if task.level in seen:
-            continue
-        seen.add(task.level)
-        count = sum(1 for other in graph(study, todo) if other.level == task.level)
-        texts.append(_script(place, task, count, executor))
-    return "\n".join(texts)
-
-
-def _script(place: store.Study, task: Task, count: int, executor: Slurm) -> str:
-    code = str(place.path.resolve() / "code" / "DIGEST")
-    batch = Batch(name=f"{task.kind}-DRY-RUN", tasks=["x"] * count, request={}, code=code, executor="slurm")
-    after = submit.After("aftercorr", ("JOBID",)) if task.needs else None
-    shape = submit.Shape.of(task.stage, executor.launch, executor.gpus)
-    made = submit.executor(
-        place.path.resolve() / "jobs" / batch.name, batch, shape, executor.launch, executor.limit_s, after
-    )
-    return f"# ---- {task.kind}: {count} job(s)\n{submit.script(made, count)}"
-
-
-def where(launch: Launch) -> tuple[Launch, str]:
-    """The launch with `auto` settled, and a line on why; the line is empty where there was nothing to choose."""
-    if launch.cluster != "auto":
-        return launch, ""
-    if "SLURM_JOB_ID" in os.environ:
-        return replace(launch, cluster="inline"), "inside a job already: running in it"
-    if not queue.here():
-        return _without_cluster(launch)
-    try:
-        Queue(patience_s=0).partitions()
-    except HarnessError as error:
-        settled, why = _without_cluster(launch)
-        if "configuration source" in error.found:  # its programs are installed, and it was never set up
-            return settled, why
-        said = error.found.splitlines()[-1]
-        return settled, f"SLURM is set up here, but: {said}; running on this machine. {why}".strip()
-    return replace(launch, cluster="slurm"), "a SLURM cluster answers: submitting to it (--cluster inline runs here)"
-
-
-def _without_cluster(launch: Launch) -> tuple[Launch, str]:
-    import torch
-
-    count = torch.cuda.device_count()
-    if count > 1:
-        return replace(launch, cluster="local"), f"{count} GPUs here: one worker each (--cluster inline uses one)"
-    return replace(launch, cluster="inline"), ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import store
+from harness import gpus, store
 from harness.errors import HarnessError
 from harness.launch.folders import Attempts, Batch, Batches, Claim, Submitted
 from harness.launch.standing import Seen, lives
@@ -129,9 +129,7 @@ def devices(most: int | None = None) -> list[str]:
 
     Raises HarnessError where more are asked for than there are.
     """
-    import torch
-
-    count = torch.cuda.device_count()
+    count = gpus.count()
     if most is not None and most > count:
         raise HarnessError(f"--gpus {most}, and this machine has {count}", f"at most {count}", f"--gpus {count}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -22,7 +22,6 @@ from harness.files import explain
 from harness.launch.folders import Batch, Batches, Submitted
 from harness.launch.options import Launch
 from harness.launch.queue import UNREACHABLE, InQueue, Queue, Unreachable, seconds
-from harness.launch.worker import Work
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -127,6 +126,8 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
     A submission that fails in an outage may have worked all the same: the queue is asked for its name first.
     Raises Unreachable, or HarnessError with what sbatch refused.
     """
+    from harness.launch.worker import Work
+
     work = [
         Work(str(place.path.resolve()), batch.name, index, attempt) for index, attempt in enumerate(attempts)
     ]  # fmt: skip

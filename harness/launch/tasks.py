@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from harness.plan.planned import Planned
     from harness.resolve import Job
     from harness.study import Study
 
@@ -50,7 +51,7 @@ def parse(name: str) -> Task:
     return Task(stage, key, float(share) if share else None)
 
 
-def graph(study: Study, todo: Collection[Job]) -> list[Task]:
+def graph(study: Study, todo: Collection[Job | Planned]) -> list[Task]:
     """Every task of the study but the tables, each after what it needs.
 
     Methods that read one pre-training need that of their source, and its evaluation: what they would find again is
@@ -69,7 +70,7 @@ def graph(study: Study, todo: Collection[Job]) -> list[Task]:
     return [*pretraining, *evaluating, *references]
 
 
-def _evaluations(job: Job, asked: Collection[str]) -> Iterable[Task]:
+def _evaluations(job: Job | Planned, asked: Collection[str]) -> Iterable[Task]:
     for share in shares(job):
         before = [Task("pretrain", (job.source or job).key)]
         if job.source is not None and job.source.key in asked:
@@ -78,6 +79,6 @@ def _evaluations(job: Job, asked: Collection[str]) -> Iterable[Task]:
         yield Task("evaluate", job.key, share, needs, f"{job.label} at {share:g}", job.cell.size)
 
 
-def shares(job: Job) -> list[float]:
+def shares(job: Job | Planned) -> list[float]:
     """The snapshots that are evaluated: the last one first, which every table needs."""
     return sorted({0.0, 1.0, *job.train.snapshots}, reverse=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import store
-from harness.evaluate_run import evaluated, references_evaluated
+from harness.lacking import evaluated, references_evaluated
 from harness.launch.folders import Batches, Claim
 from harness.launch.tasks import Task
 from harness.records import ENDED, RunRecord
-from harness.resolve import Job
 from harness.study import Study
+
+if TYPE_CHECKING:
+    from harness.plan.planned import Planned
+    from harness.resolve import Job
 
 TAIL_LINES = 12
 TAIL_BYTES = 4000
@@ -24,10 +28,10 @@ class Truth:
 
     study: Study
     place: store.Study
-    todo: list[Job]
+    todo: list[Job] | list[Planned]
     data_dir: Path | None = None
 
-    def job(self, key: str) -> Job:
+    def job(self, key: str) -> Job | Planned:
         runs = [job for job in [*self.todo, *(job.source for job in self.todo if job.source)] if job.key == key]
         return runs[0]
 

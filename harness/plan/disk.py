@@ -10,17 +10,21 @@ until they are done, are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import store
+from harness.answers import Answers
 from harness.launch.tasks import shares
-from harness.method import Method
-from harness.resolve import Job
+from harness.plan.planned import Planned
+from harness.plugins import card
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from harness.method import Method
+    from harness.resolve import Job
 
 SLOTS = {"adamw": 2, "adan": 4}  # numbers that the optimizer keeps for each parameter
 
@@ -33,11 +37,22 @@ class Size:
     snapshot_bytes: int
     checkpoint_bytes: int
     latents_bytes: int | None  # None: not known
+    borrows: bool = False  # it was built from files of weights, which are no code
 
     @property
     def passing(self) -> int:
         """Bytes more while it trains."""
         return self.checkpoint_bytes + (self.latents_bytes or 0)
+
+
+def known(job: Planned, answers: Answers) -> Size:
+    """`size`, of a network that is built only where no earlier command has, or where it starts from borrowed weights:
+    those may be gone, which is to be refused.
+    """
+    asked = [job.cell.method, job.config, job.train.batch_size, bool(job.train.ema)]
+    data = [asdict(job.data.spec), job.data.mirror, job.data.fit_n]
+    question = {"disk of": asked, "data": data}
+    return Size(**answers.ask(question, lambda: asdict(size(job.job())), lambda answer: not answer["borrows"]))
 
 
 def size(job: Job) -> Size:
@@ -54,6 +69,7 @@ def size(job: Job) -> Size:
         _bytes(state),
         _bytes({id(tensor): tensor for tensor in state}.values()) + extra * _bytes(trained),
         _latents(job, method),
+        bool(method.borrowed() or card(job.cell.method).get("borrowed")),
     )
 
 
@@ -67,6 +83,8 @@ def _latents(job: Job, method: Method) -> int | None:
     None where it cannot be counted without numbers.
     """
     import torch
+
+    from harness.method import Method
 
     if type(method).cached is Method.cached:
         return 0
@@ -83,7 +101,7 @@ def _latents(job: Job, method: Method) -> int | None:
     return 0 if one is None else 4 * one.numel() * data.fit_n * views
 
 
-def to_come(job: Job, place: store.Study, counted: Size) -> int:
+def to_come(job: Planned, place: store.Study, counted: Size) -> int:
     """Bytes of what the run keeps that are not there yet."""
     folder = place.run(job.key)
     there = len(list(folder.snapshots.glob("*.safetensors")))

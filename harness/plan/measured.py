@@ -12,9 +12,9 @@ from typing import Any
 from harness import store
 from harness.config import plain
 from harness.errors import HarnessError
+from harness.plan.planned import Planned
 from harness.plugins import load_eval
 from harness.records import Environment, EvalRecord, RunRecord
-from harness.resolve import Job
 from harness.study import Study
 
 
@@ -44,12 +44,12 @@ class Measured:
     evals: dict[tuple, list[EvalRecord]] = field(default_factory=lambda: defaultdict(list))
     unreadable: int = 0
 
-    def run(self, job: Job, value: Callable[[RunRecord], float | None]) -> Guess:
+    def run(self, job: Planned, value: Callable[[RunRecord], float | None]) -> Guess:
         """The median `value` of finished runs of the job's method, data set and size; those it is None of apart."""
         cell = job.cell
         return _median([value(run) for run in self.runs[cell.method, cell.dataset, cell.size]])
 
-    def eval(self, name: str, config: Any, job: Job, quick: bool) -> Guess:
+    def eval(self, name: str, config: Any, job: Planned, quick: bool) -> Guess:
         """Of the eval with these settings, on the job's method or else on any, for one data set and size."""
         cell = job.cell
         found = _alike(self.evals[name, quick, cell.dataset, cell.size], name, config)

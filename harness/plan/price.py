@@ -14,12 +14,13 @@ from functools import cache
 
 from harness.budget import Budget
 from harness.errors import HarnessError
-from harness.evaluate_run import lacking, references_lacking
+from harness.lacking import lacking, references_lacking
 from harness.launch.tasks import Task
 from harness.plan.measured import NOTHING, Guess, Measured
 from harness.plan.outline import Outline
+from harness.plan.planned import Planned
 from harness.records import ENDED, RunRecord
-from harness.resolve import Job, eval_config
+from harness.resolve import eval_config
 from harness.shared import reads_alike
 
 
@@ -79,14 +80,14 @@ class Pricing:
 
     # -- pre-training -------------------------------------------------------------------------------------------------
 
-    def owed(self, job: Job) -> float:
+    def owed(self, job: Planned) -> float:
         """What is left of the budget, in the meter's field."""
         record = self._truth.record(job.key)
         if record is not None and record.state in ENDED:
             return 0.0
         return job.budget.limit * (1 - (min(1.0, record.spend.share) if record else 0.0))
 
-    def _pretraining(self, task: Task, job: Job, devices: int) -> Priced:
+    def _pretraining(self, task: Task, job: Planned, devices: int) -> Priced:
         owed = self.owed(job)
         charged = self._charged(job, owed, devices)
         links = self.outline.survey.links(charged.seconds or 0.0)
@@ -98,7 +99,7 @@ class Pricing:
         }
         return Priced(task, False, devices, owed, charged, shown)
 
-    def _charged(self, job: Job, owed: float, devices: int) -> Guess:
+    def _charged(self, job: Planned, owed: float, devices: int) -> Guess:
         """Wall seconds of what is owed: exact for budgets in time."""
         if job.budget.reads == "device_s":
             return Guess(owed / devices)
@@ -106,7 +107,7 @@ class Pricing:
             return Guess(owed)
         return self.measured.run(job, lambda run: _unit_s(run, job, devices)).times(owed)
 
-    def too_small(self, job: Job) -> HarnessError | None:
+    def too_small(self, job: Planned) -> HarnessError | None:
         """The refusal of a budget that, as far as records tell, does not buy a step."""
         budget, batch = job.budget, job.train.batch_size
         if budget.is_time:
@@ -115,7 +116,7 @@ class Pricing:
             if step.seconds is None or step.seconds * devices <= 1.5 * budget.limit:
                 return None
             return _too_small(budget, f"a step took {step.seconds:.3g} s in {step.records} earlier run(s)")
-        images = _images(budget, batch, len(job.data.fit))
+        images = _images(budget, batch, job.data.fit_n)
         if budget.reads == "flop":
             flop = self.measured.run(job, lambda run: run.cost.flop_train_img if run.cost else None)
             images = None if flop.seconds is None else budget.limit / flop.seconds
@@ -125,7 +126,7 @@ class Pricing:
 
     # -- what is never charged ----------------------------------------------------------------------------------------
 
-    def _evaluation(self, job: Job, share: float | None) -> Iterator[tuple[str, Guess]]:
+    def _evaluation(self, job: Planned, share: float | None) -> Iterator[tuple[str, Guess]]:
         """Of each eval that is missing; what a reader takes over from its source costs nothing."""
         asked = {other.key for other in self.outline.todo}
         for name, quick in lacking(job, self.outline.study, self.outline.place, share, self.outline.data_dir):
@@ -154,19 +155,19 @@ def _too_small(budget: Budget, why: str) -> HarnessError:
     )  # fmt: skip
 
 
-def _comparable(run: RunRecord, job: Job, devices: int) -> bool:
+def _comparable(run: RunRecord, job: Planned, devices: int) -> bool:
     """Whether the run's steps took what the job's will: on as many devices, with as many images."""
     counted = 1 if run.environment is None else run.environment.devices
     return counted == devices and run.train.get("batch_size") == job.train.batch_size
 
 
-def _unit_s(run: RunRecord, job: Job, devices: int) -> float | None:
+def _unit_s(run: RunRecord, job: Planned, devices: int) -> float | None:
     """Wall seconds of one unit of the job's budget."""
     units = getattr(run.spend, job.budget.reads)
     return run.spend.wall_s / units if units and _comparable(run, job, devices) else None
 
 
-def _step_s(run: RunRecord, job: Job, devices: int) -> float | None:
+def _step_s(run: RunRecord, job: Planned, devices: int) -> float | None:
     if run.cost is None or not run.cost.img_s or not _comparable(run, job, devices):
         return None
     return job.train.batch_size / run.cost.img_s

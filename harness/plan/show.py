@@ -18,11 +18,11 @@ from harness.launch.tasks import ORDER, shares
 from harness.plan import disk
 from harness.plan.measured import measured
 from harness.plan.outline import Outline, outline
+from harness.plan.planned import Planned
 from harness.plan.price import Priced, Pricing
 from harness.plan.survey import Survey, survey
 from harness.plan.width import makespan_s
 from harness.records import ENDED, RunRecord
-from harness.resolve import Job
 from harness.study import Study
 
 if TYPE_CHECKING:
@@ -61,14 +61,10 @@ def show_plan(study: Study, launch: Launch, given: Iterable[str], out: Path, dat
 
 def _counted(found: Outline) -> dict[str, disk.Size]:
     """Sizes by the key of the run that is to be trained; one that cannot be built is refused."""
-    alike: dict[str, disk.Size] = {}  # of seeds and budgets of one network
     sizes = {}
     for job in _unfinished(found):
-        network = repr((job.cell.method, job.config, job.train, job.data.spec))
         try:
-            if network not in alike:
-                alike[network] = disk.size(job)
-            sizes[job.key] = alike[network]
+            sizes[job.key] = disk.known(job, found.answers)
         except HarnessError as error:
             found.refused.add(error, job.label)
     return sizes
@@ -92,7 +88,7 @@ def _cells(found: Outline, pricing: Pricing, counted: dict[str, disk.Size]) -> T
     return table
 
 
-def _parameters(found: Outline, source: Job, counted: dict[str, disk.Size]) -> str:
+def _parameters(found: Outline, source: Planned, counted: dict[str, disk.Size]) -> str:
     """Counted, or as the record of a run that has ended says: no network is built for that."""
     if source.key in counted:
         return f"{counted[source.key].parameters:,}"
@@ -100,17 +96,17 @@ def _parameters(found: Outline, source: Job, counted: dict[str, disk.Size]) -> s
     return f"{record.cost.parameters:,}" if record is not None and record.cost is not None else "–"
 
 
-def _unfinished(found: Outline) -> list[Job]:
+def _unfinished(found: Outline) -> list[Planned]:
     """The runs that are still to be pre-trained."""
     return [job for job in found.sources() if _state(found.place, job) not in ENDED]
 
 
-def _state(place: store.Study, job: Job) -> str:
+def _state(place: store.Study, job: Planned) -> str:
     path = place.run(job.key).record
     return store.read_as(RunRecord, path).state if path.exists() else "missing"
 
 
-def _owed(job: Job, pricing: Pricing, source: Job) -> str:
+def _owed(job: Planned, pricing: Pricing, source: Planned) -> str:
     owed = pricing.owed(source)
     if not job.budget.is_time:
         return f"{owed / UNITS[job.budget.unit][1]:.6g} {job.budget.unit}"
@@ -259,10 +255,10 @@ def _there(found: Outline, tasks: list[Priced]) -> Iterable[str]:
     """What need not be made again."""
     for data in found.sets.values():
         spec = data.spec
-        if data.train.images.device.type != "meta":
-            yield f"data: {spec.name} is decoded ({bytes_(data.train.images.nbytes)})"
-        elif decoded.worth(tuple(data.train.images.shape)):
-            yield f"data: {spec.name} is not decoded yet: {bytes_(data.train.images.nbytes)} in {decoded.folder()}"
+        if data.decoded:
+            yield f"data: {spec.name} is decoded ({bytes_(data.nbytes)})"
+        elif decoded.worth(data.shape):
+            yield f"data: {spec.name} is not decoded yet: {bytes_(data.nbytes)} in {decoded.folder()}"
     features = [path for path in found.place.cache().glob("features/**/*") if path.is_file()]
     if features:
         size = sum(path.stat().st_size for path in features)

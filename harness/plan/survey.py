@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from harness import gpus
 from harness.errors import HarnessError
 from harness.launch.options import Launch
 from harness.launch.preflight import Fits
 from harness.launch.queue import Partition
+from harness.launch.where import refuse_idle, where
 from harness.study import Study
 
 
@@ -44,33 +46,23 @@ class Survey:
 
 def survey(launch: Launch, given: Collection[str], study: Study) -> Survey:
     """Ask this machine and its cluster. `given` are the launch's options on the command line."""
-    from harness.launch import command
-
     try:
-        launch, why = command.where(launch)
+        launch, why = where(launch)
     except HarnessError as error:  # a cluster that is set up wrongly
         return Survey(launch, problems=[error])
     if launch.cluster == "slurm":
         return _of_slurm(launch, why, study)
     if launch.cluster == "local":
         return _local(launch, why, given)
-    return Survey(launch, why, _gpus_here(), problems=_idle(launch, given))
+    return Survey(launch, why, int(gpus.count() > 0), problems=_idle(launch, given))
 
 
 def _idle(launch: Launch, given: Collection[str]) -> list[HarnessError]:
-    from harness.launch import command
-
     try:
-        command.refuse_idle(launch, given)
+        refuse_idle(launch, given)
     except HarnessError as error:
         return [error]
     return []
-
-
-def _gpus_here() -> int:
-    from harness import machine
-
-    return int(machine.device().type == "cuda")
 
 
 def _local(launch: Launch, why: str, given: Collection[str]) -> Survey:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.errors import HarnessError
+
 # Same batch for every method of a comparison (card evaluation, section 10); a method's rate follows from it. A VAE that
 # is trained first has a batch size of its own.
 BATCH = {"nano": 128, "ti": 256, "s": 512, "b": 1024, "l": 1024, "xl": 1024}
 SIZES = tuple(BATCH)  # from small to large; here and not beside Method, so that tables need no torch
+
+# Part of every run's key: raised whenever equal settings give another run, by a change of the method interface, in the
+# batches or their augmentation, or in the training loop.
+INTERFACE = 2
 
 # Settings that change how a run is watched and saved, not what it computes: no part of its key.
 UNKEYED = ("checkpoint_s", "log_s", "track")
@@ -41,3 +47,14 @@ class TrainConfig:
             raise ValueError("seconds between checkpoints and log lines must be above 0")
         if unknown := [name for name in self.track if name not in TRACKERS]:
             raise ValueError(f"no tracker {unknown[0]!r}; known: {', '.join(TRACKERS)}")
+
+
+def check_batch(batch_size: int, of: str, processes: int) -> None:
+    """Raise HarnessError where the batch does not divide into equal parts."""
+    if batch_size % processes:
+        below, above = batch_size - batch_size % processes, batch_size + -batch_size % processes
+        raise HarnessError(
+            f"{of}={batch_size} over {processes} processes",
+            f"a multiple of {processes}, so that every process has as many images of a batch",
+            f"{of}={above}{f' or {of}={below}' if below else ''}, or another number of GPUs",
+        )

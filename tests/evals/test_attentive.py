@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from evals import _heads, attentive, linear
 from harness.data.dataset import Part
 from harness.errors import HarnessError
-from harness.evaluate_run import _applies
-from harness.evaluation import Choice, Subject, evaluate
+from harness.evaluation import Choice, Subject, evaluate, verbs
 from harness.evaluation.features import CHUNK
+from harness.lacking import applies
 from harness.method import Method, Tap
 from harness.rng import Rng
 from tests.evals.kit import CLASSES, SIZE, Toy, ToyData, context, toy_data
@@ -190,8 +190,10 @@ def test_the_global_random_state_is_left_alone(tmp_path):
 
 
 def test_it_is_asked_of_whole_evaluations_only():
-    applies = {(share, cheap): _applies("attentive", Places, share, cheap) for share in (0, 0.5, 1) for cheap in (0, 1)}
-    assert [place for place, yes in applies.items() if yes] == [(0, 0), (0.5, 0), (1, 0)]
+    asked = {
+        (share, cheap): applies("attentive", verbs(Places), share, cheap) for share in (0, 0.5, 1) for cheap in (0, 1)
+    }
+    assert [place for place, yes in asked.items() if yes] == [(0, 0), (0.5, 0), (1, 0)]
 
 
 def test_snapshots_and_methods_without_maps_have_no_record(tmp_path):

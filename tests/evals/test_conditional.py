@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from evals import _standin, _yardstick, conditional
 from evals._references import REFERENCES
 from harness.errors import HarnessError
-from harness.evaluate_run import _applies
-from harness.evaluation import Subject, can, evaluate
+from harness.evaluation import Subject, can, evaluate, verbs
+from harness.lacking import applies
 from harness.ledger import Ledger
 from harness.method import Augment, Batch, Loss, Method, Optim, inherit
 from harness.plugins import load_method
@@ -235,8 +235,8 @@ def test_only_methods_that_can_draw_a_class_have_a_record(tmp_path):
 
 def test_final_weights_only(tmp_path):
     assert run(context(tmp_path, Painter(), data(), cheap=True)) is None
-    applies = {(s, c): _applies("conditional", Painter, s, c) for s in (0.0, 0.5, 1.0) for c in (True, False)}
-    assert [place for place, yes in applies.items() if yes] == [(1.0, False)]
+    asked = {(s, c): applies("conditional", verbs(Painter), s, c) for s in (0.0, 0.5, 1.0) for c in (True, False)}
+    assert [place for place, yes in asked.items() if yes] == [(1.0, False)]
 
 
 def test_a_method_that_saw_labels_is_drawn_from_as_it_is(tmp_path):

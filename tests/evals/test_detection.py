@@ -18,9 +18,9 @@ from harness.data import boxes
 from harness.data.coco import Objects
 from harness.data.dataset import Part
 from harness.errors import HarnessError
-from harness.evaluate_run import _applies
-from harness.evaluation import Subject, evaluate
+from harness.evaluation import Subject, evaluate, verbs
 from harness.fitted import Fitted
+from harness.lacking import applies
 from harness.method import DataSpec, Method, Tap
 from harness.rng import Rng
 from tests.evals.boxes import edit, make
@@ -432,7 +432,9 @@ def test_a_rate_that_diverges_is_noted_and_not_chosen(tiny, tmp_path):
 
 
 def test_it_does_not_run_on_snapshots_nor_without_maps(tiny, tmp_path):
-    assert not _applies("detection", Sees, 1.0, cheap=True) and _applies("detection", Sees, 1.0, cheap=False)
+    assert not applies("detection", verbs(Sees), 1.0, cheap=True) and applies(
+        "detection", verbs(Sees), 1.0, cheap=False
+    )
     config = detection.Config(data=(f"coco:{tiny}",))
     assert detection.evaluate(context(tmp_path, Sees(), toy_data(), cheap=True), config) is None
     assert run(tiny, tmp_path / "b", Sees("cls")) is None

@@ -13,8 +13,8 @@ from evals import _depths, _droppath, _mixing, _recipe, _tune, finetune, linear
 from evals._references import RawPixels
 from harness.data.dataset import Part
 from harness.errors import HarnessError
-from harness.evaluate_run import _applies
-from harness.evaluation import Subject, evaluate
+from harness.evaluation import Subject, evaluate, verbs
+from harness.lacking import applies
 from harness.method import DataSpec, Tap
 from harness.plugins import load_method
 from harness.rng import Rng
@@ -74,7 +74,7 @@ def test_the_record_says_what_was_trained_and_chosen(tmp_path):
 def test_snapshots_and_features_without_parameters_have_no_record(tmp_path):
     assert evaluate("finetune", context(tmp_path / "a", Small(), cheap=True), QUICKLY, subject=WHO) is None
     assert record(tmp_path / "b", RawPixels(toy_data())) is None
-    assert [_applies("finetune", Small, 1.0, cheap) for cheap in (True, False)] == [False, True]
+    assert [applies("finetune", verbs(Small), 1.0, cheap) for cheap in (True, False)] == [False, True]
 
 
 # -- what may be seen and touched -------------------------------------------------------------------------------------

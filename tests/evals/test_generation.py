@@ -13,6 +13,7 @@ from PIL import Image
 
 from evals import _canary, _extractors, _samples, _standin, _yardstick, generation
 from evals._references import REFERENCES, MeanImage, RawPixels, RealImages
+from harness import protocol
 from harness.data.dataset import load
 from harness.errors import HarnessError
 from harness.evaluation import Subject, can, evaluate
@@ -410,6 +411,7 @@ def test_inception_has_the_usual_names(blank, tmp_path, monkeypatch):
 def test_reference_rows_join_the_evals_whose_verb_they_have():
     verbs = {name: [v for v in ("features", "sample") if can(kind, v)] for name, kind in REFERENCES.items()}
     assert verbs == {"raw pixels": ["features"], "real images": ["sample"], "mean image": ["sample"]}
+    assert {name: tuple(has) for name, has in verbs.items()} == protocol.REFERENCES  # which a plan reads, without torch
 
 
 def test_raw_pixels_are_the_images(tmp_path):

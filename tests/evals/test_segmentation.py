@@ -18,9 +18,9 @@ from harness.data import masks
 from harness.data.layouts import IGNORED
 from harness.data.pixels import to_float
 from harness.errors import HarnessError
-from harness.evaluate_run import _applies
-from harness.evaluation import Subject, evaluate
+from harness.evaluation import Subject, evaluate, verbs
 from harness.fitted import Fitted
+from harness.lacking import applies
 from harness.method import DataSpec, Method, Tap
 from harness.rng import Rng
 from tests.evals.kit import Toy, context, toy_data
@@ -342,8 +342,10 @@ def test_the_heads_own_training_is_evaluation_and_the_rest_is_choosing(tmp_path,
 
 
 def test_it_is_asked_of_whole_evaluations_only(tmp_path):
-    applies = {(share, cheap): _applies("segmentation", Itself, share, cheap) for share in (0, 1) for cheap in (0, 1)}
-    assert [place for place, yes in applies.items() if yes] == [(0, 0), (1, 0)]
+    asked = {
+        (share, cheap): applies("segmentation", verbs(Itself), share, cheap) for share in (0, 1) for cheap in (0, 1)
+    }
+    assert [place for place, yes in asked.items() if yes] == [(0, 0), (1, 0)]
     assert evaluate("segmentation", context(tmp_path, Itself(), cheap=True), SMALL, subject=WHO) is None
 
     class Vectors(Toy):

@@ -205,9 +205,11 @@ def test_startup_bench_prints_a_row_for_each_command(capsys, monkeypatch: pytest
     from harness.bench import startup
 
     monkeypatch.setattr(startup, "COMMANDS", {startup.HELP: ["-c", "pass"], "other": ["-c", "pass"]})
+    monkeypatch.setattr(startup, "PLAN", ["-c", "import os; print(os.listdir(os.environ['HARNESS_CACHE']))"])
     startup.bench(rounds=1)
     said = capsys.readouterr().out
     assert startup.HELP in said and "other" in said
+    assert "for the first time" in said and "again" in said
 
 
 def test_a_command_that_fails_is_not_timed():

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import main
+from harness.answers import Answers
 from harness.config import plain
 from harness.data import cache, dataset
+from harness.data.glance import Glance, glance
 from harness.plan import disk
 from harness.plan.width import makespan_s
 from harness.plugins import load_eval
@@ -201,17 +203,21 @@ def test_a_disk_that_is_too_small_is_warned_of(harness, tmp_path, monkeypatch):
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_glance_gives_the_revision_and_writes_nothing(tmp_path, monkeypatch):
+def test_a_glance_gives_the_revision_and_writes_no_pixels(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "MIN_BYTES", 1)  # so that digits, too, are cached
-    assert dataset.glance("digits", exact=False).revision == ""
-    undecoded = dataset.glance("digits")
-    assert not list(tmp_path.iterdir())
+
+    def look(exact: bool) -> Glance:
+        return glance("digits", None, exact, Answers())
+
+    assert look(exact=False).revision == ""
+    undecoded = look(exact=True)
+    assert not cache.folder().exists() and not undecoded.decoded
     whole = dataset.load("digits")
-    mapped = dataset.glance("digits", exact=False)
-    assert undecoded.revision == mapped.revision == whole.revision
+    decoded = look(exact=False)
+    assert undecoded.revision == decoded.revision == whole.revision and decoded.decoded
     assert undecoded.spec == whole.spec and undecoded.fit_n == whole.fit_n
-    assert mapped.fit.images.equal(whole.fit.images)
+    assert decoded.shape == tuple(whole.train.images.shape) and decoded.nbytes == whole.train.images.nbytes
 
 
 # -- what would be refused --------------------------------------------------------------------------------------------
