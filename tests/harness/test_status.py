@@ -50,7 +50,7 @@ def test_anytime_points_and_csv() -> None:
     assert [(p.share, p.value) for p in mine] == [(s, 90.3 * s - 5) for s in (0.125, 0.5, 1.0)]
     assert mine[1].img == 24_000
     header, first, *_ = anytime.to_csv(curve).splitlines()
-    assert header.startswith("dataset,size,budget,eval,protocol,title,method,seed,share,img,flop,value")
+    assert header.startswith("dataset,size,budget,eval,protocol,title,method,seed,share,device_s,img,flop,value")
     assert first.startswith("digits,nano,1min,knn,1,kNN top-1 %,lmd,0,0.125,")
 
 
