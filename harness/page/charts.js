@@ -52,7 +52,7 @@ function range(values, zero) {
 /** Axes in `holder`; the drawing, and functions from values to places. `turned`: smaller values are further up. */
 function axes(holder, x, y, xs, ys, xZero) {
   const width = Math.max(280, holder.clientWidth || 640);
-  const left = 64, right = 16, top = 14, bottom = 48;
+  const left = 64, right = 16, top = 30, bottom = 48;
   const [x0, x1] = range(xs, xZero), [y0, y1] = range(ys, false);
   const along = (v) => left + ((x.turned ? x1 - v : v - x0) / (x1 - x0)) * (width - left - right);
   const up = (v) => HEIGHT - bottom - ((y.turned ? y1 - v : v - y0) / (y1 - y0)) * (HEIGHT - top - bottom);
@@ -65,11 +65,8 @@ function axes(holder, x, y, xs, ys, xZero) {
     drawing.append(svg("line", { class: "axis", x1: left, x2: width - right, y1: up(v), y2: up(v) }));
     drawing.append(svg("text", { x: left - 8, y: up(v) + 4, "text-anchor": "end" }, short(v)));
   }
-  const middle = (HEIGHT - bottom + top) / 2;
   drawing.append(svg("text", { class: "faint", x: (left + width - right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, x.title));
-  drawing.append(
-    svg("text", { class: "faint", x: 0, y: 0, "text-anchor": "middle", transform: `translate(14 ${middle}) rotate(-90)` }, y.title)
-  );
+  drawing.append(svg("text", { class: "faint", x: 0, y: 12 }, y.title));
   return { drawing, along, up, width };
 }
 

@@ -15,7 +15,7 @@ from harness.report import anytime
 from harness.report import format as fmt
 from harness.report.layout import Section, Table
 from harness.report.results import ARROWS
-from harness.report.tables import RESULTS, WALL_CLOCK_TITLE
+from harness.report.tables import OVERALL_TITLE, RESULTS, WALL_CLOCK_TITLE
 
 GENERATION = RESULTS["generation"][0]
 RECOGNITION = tuple(RESULTS[name][0] for name in ("representation", "finetune", "transfer", "dense"))
@@ -60,14 +60,24 @@ class Trade:
 
 
 def trades(tables: Sequence[Table]) -> list[Trade]:
-    """Every number of recognition against every number of generation of the same data set, size and budget."""
+    """Every number of recognition against every number of generation of the same data set, size and budget.
+
+    Those that stand for their tables in the overall one come first.
+    """
     drawn = [section for table in tables if table.title == GENERATION for section in table.sections]
     found = []
     for table in (table for title in RECOGNITION for table in tables if table.title == title):
         for known, draws in product(table.sections, drawn):
             if known.of == draws.of:
                 found += _pairs(known, draws)
-    return found
+    first = {
+        column.plain or column.title
+        for t in tables
+        if t.title == OVERALL_TITLE
+        for s in t.sections
+        for column in s.columns
+    }
+    return sorted(found, key=lambda trade: (trade.x not in first) + (trade.y not in first))
 
 
 def _pairs(known: Section, draws: Section) -> Iterable[Trade]:

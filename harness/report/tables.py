@@ -51,6 +51,7 @@ RESULTS = {  # by the `table` of a Number
     "generation": ("Generation", GENERATION),
     "cost": ("Cost", COST),
 }
+OVERALL_TITLE = "Overall"
 OVERALL = (
     "Each kind of result by its first number. A rank is the places that a method may have: behind every method that it "
     "can be told to be behind at 95 %, each pair by itself (paired bootstrap over test images with the scatter over "
@@ -98,7 +99,7 @@ def build(
     ]
     ranked = overall.sections(trials, references, titles, view.mix)
     if ranked:
-        tables.insert(0, ("Overall", OVERALL, ranked))
+        tables.insert(0, (OVERALL_TITLE, OVERALL, ranked))
     if wanted:
         tables.append(("To target", TO_TARGET, targets.sections(trials, wanted, titles)))
     tables.append((WALL_CLOCK_TITLE, WALL_CLOCK, clock.sections(trials, references, titles)))
