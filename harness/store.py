@@ -178,6 +178,15 @@ class Study:
         with uncollected():
             return list(self.runs()), list(self.evals())
 
+    def asked_for(self) -> tuple[list[RunRecord], list[EvalRecord]]:
+        """Those of the runs that the study's last `run` asked for, and the reference rows.
+
+        Runs of other settings may lie in the same folder; beside these they would pass for further seeds.
+        """
+        asked = set(self.asked().keys)
+        runs, evals = self.records()
+        return [run for run in runs if run.key in asked], [e for e in evals if e.key is None or e.key in asked]
+
     def _found(self, pattern: str) -> list[Path]:
         """The files of that pattern, sorted as paths are. Names are cheaper than paths: there may be 10,000."""
         names = glob(pattern, root_dir=self.path, include_hidden=True)

@@ -157,7 +157,8 @@ class Bars:
 
 
 def ledgers(tables: Sequence[Table]) -> list[Bars]:
-    return [_bars(section) for table in tables if table.title == WALL_CLOCK_TITLE for section in table.sections]
+    made = [_bars(section) for table in tables if table.title == WALL_CLOCK_TITLE for section in table.sections]
+    return [bars for bars in made if bars.bars]
 
 
 def _bars(section: Section) -> Bars:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.files import write_atomic
-from harness.page import charts
 from harness.page.pictures import album
 from harness.page.plots import draw
 from harness.page.render import Content, page
@@ -24,18 +23,17 @@ def content(study: Study, folder: Path, view: View | None = None, wanted: tuple[
     """What the page of the study's last request is made of, for a page in `folder`."""
     if not (study.path / "runs").is_dir():
         raise HarnessError(f"no runs in {study.path}", "the folder of a study", "python -m harness run makes one")
-    asked = set(study.asked().keys)
     view = view or View()
     with uncollected():
-        runs, evals = study.records()
-        runs = view.of_runs(run for run in runs if run.key in asked)
+        runs, evals = study.asked_for()
+        runs = view.of_runs(runs)
         kept = {run.key for run in runs}
         evals = [record for record in evals if record.key is None or record.key in kept]
         tables = build(runs, evals, wanted=wanted, view=view)
         curve = anytime.points(runs, evals)
         name = study.path.resolve().name
         base = os.path.relpath(study.path.resolve(), folder.resolve()).replace(os.sep, "/")
-        return Content(name, list(_summary(runs)), tables, curve, album(tables, study.tables()), base)
+        return Content(name, list(_summary(runs)), tables, curve, album(tables, study.path), base)
 
 
 def report(study: Study, folder: Path, view: View | None = None, wanted: tuple[Target, ...] = ()) -> list[Path]:
@@ -43,8 +41,7 @@ def report(study: Study, folder: Path, view: View | None = None, wanted: tuple[T
     made = content(study, folder, view, wanted)
     index = folder / "index.html"
     write_atomic(index, page(made))
-    ledgers = [bars for bars in charts.ledgers(made.tables) if bars.bars]
-    return [index, *draw(charts.trades(made.tables), made.curve, ledgers, folder / "plots")]
+    return [index, *draw(made.trades, made.curve, made.ledgers, folder / "plots")]
 
 
 def _summary(runs: list[RunRecord]) -> Iterator[str]:

@@ -33,7 +33,7 @@ class Album:
 
 
 def album(tables: Sequence[Table], folder: Path, most: int = MOST) -> Album:
-    """The first picture of each kind of every row, up to `most` bytes; `folder` is the one that has the tables."""
+    """The first picture of each kind of every row, up to `most` bytes; `folder` is the study's."""
     found: dict[tuple[object, ...], Shown] = {}
     seen: set[tuple[object, ...]] = set()
     paths: set[str] = set()
@@ -42,12 +42,13 @@ def album(tables: Sequence[Table], folder: Path, most: int = MOST) -> Album:
         if picture.path in paths:
             continue
         paths.add(picture.path)
-        kind = PurePosixPath(picture.path).stem
+        path = PurePosixPath(picture.path).relative_to("..")  # a table's pictures are seen from the folder of tables
+        kind = path.stem
         if (kind, section.of, picture.who) in seen:  # another seed of the same row
             left += 1
             continue
         try:
-            content = (folder / picture.path).read_bytes()
+            content = (folder / path).read_bytes()
         except FileNotFoundError:
             missing += 1
             continue
@@ -62,8 +63,7 @@ def album(tables: Sequence[Table], folder: Path, most: int = MOST) -> Album:
             continue
         size += len(content)
         source = f"data:image/{_form(content)};base64,{base64.b64encode(content).decode()}"
-        path = str(PurePosixPath(picture.path).relative_to(".."))
-        found[same] = Shown(kind, section.of, (picture.who,), picture.caption, path, source)
+        found[same] = Shown(kind, section.of, (picture.who,), picture.caption, str(path), source)
     ordered = sorted(found.values(), key=lambda shown: shown.kind != "samples")
     return Album(tuple(ordered), left, missing)
 

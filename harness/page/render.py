@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -43,11 +44,18 @@ class Content:
     album: Album
     base: str = ".."
 
+    @cached_property
+    def trades(self) -> list[charts.Trade]:
+        return charts.trades(self.tables)
+
+    @cached_property
+    def ledgers(self) -> list[charts.Bars]:
+        return charts.ledgers(self.tables)
+
 
 def page(content: Content) -> str:
     """The whole page; equal content gives equal bytes."""
-    trades, panels = charts.trades(content.tables), charts.panels(content.curve)
-    ledgers = [bars for bars in charts.ledgers(content.tables) if bars.bars]
+    trades, panels, ledgers = content.trades, charts.panels(content.curve), content.ledgers
     held = {"trade": trades, "anytime": panels, "ledger": ledgers, "samples": content.album.shown}
     known = Known(content.base)
 
@@ -78,11 +86,11 @@ def page(content: Content) -> str:
         "hashes": {"style": _digest(style), "script": _digest(script)},
     }
     # The records that cells name are known once the tables are written: their place in the page is after them.
-    gap = "\0records\0"
-    written = template.render(shown, data=gap)
+    gap = "\0"
+    before, _, after = template.render(shown, data=gap).rpartition(gap)  # the last one: a record may hold others
     data = {"looks": _looks(trades, panels), "trades": [_trade(t) for t in trades], "records": known.told()}
     data |= {"panels": [_panel(p, panels) for p in panels], "ledgers": [asdict(bars) for bars in ledgers]}
-    return written.replace(gap, _json(data))
+    return before + _json(data) + after
 
 
 class Known:
@@ -152,10 +160,10 @@ def _panel(panel: charts.Panel, panels: Sequence[charts.Panel]) -> dict[str, Any
     return asdict(panel) | {"label": label}
 
 
-def _json(data: Any) -> Markup:
+def _json(data: Any) -> str:
     """JSON that stays inside its script element, whatever a record says."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+    return text.replace("<", "\\u003c")
 
 
 def _source(name: str) -> str:

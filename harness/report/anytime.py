@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 from harness.records import EvalRecord, RunRecord
 from harness.report import format as fmt
 from harness.report.figure import DASHES, panels, save
-from harness.report.sections import gather, mark
+from harness.report.sections import Trial, gather, label, mark, of_run, split
 from harness.stats import mean_interval
 
 AXES = {  # what is paid along the curve -> the field of a Point, and what is written below the axis
@@ -48,8 +48,8 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
     """Every number of the cheap evals in fixed order; the newer one where a snapshot was evaluated twice."""
     trials, _, _ = gather(runs, evals)
     found: dict[tuple[object, ...], Point] = {}
-    for trial in trials:
-        cell, who = trial.run.cell, trial.run.cell.method + mark(trial.run)
+    for trial, who in _named(trials):
+        cell = trial.run.cell
         for record in trial.evals:  # the newest last
             if not record.cheap or record.share is None:
                 continue
@@ -61,6 +61,14 @@ def points(runs: Iterable[RunRecord], evals: Iterable[EvalRecord]) -> list[Point
                 seen = (who, cell.seed, record.share, *paid, number.value, number.better, number.n, part)
                 found[trial.run.key, record.eval, record.share, number.title] = Point(*place, *seen)
     return sorted(found.values(), key=lambda p: (*_panel(p), p.method, p.seed, p.share, p.value))
+
+
+def _named(trials: Iterable[Trial]) -> Iterator[tuple[Trial, str]]:
+    """Each run with the name of its row: runs that differ in more than the seed are lines of their own."""
+    for group in split(trials, lambda trial: of_run(trial.run)):
+        apart = f" ({', '.join(group.apart)})" if group.apart else ""
+        for trial in group.trials:
+            yield trial, label(trial, group, {}) + mark(trial.run) + apart
 
 
 def to_csv(curve: Sequence[Point]) -> str:

@@ -42,9 +42,7 @@ def write_curve(study: Study) -> list[Path]:
     """The anytime curve of the runs asked for, as CSV and PNG; nothing where no snapshot was evaluated."""
     from harness.report import anytime
 
-    asked = set(study.asked().keys)
-    runs, evals = study.records()
-    curve = anytime.points([run for run in runs if run.key in asked], [e for e in evals if e.key in asked])
+    curve = anytime.points(*study.asked_for())
     if not curve:
         return []
     table = study.tables() / "anytime.csv"

@@ -112,16 +112,9 @@ def of_study(
     wanted: Sequence[targets.Target] = (),
     view: View | None = None,
 ) -> list[Table]:
-    """The tables of the runs that the study's last `run` asked for.
-
-    Runs of other settings may lie in the same folder; beside these they would pass for further seeds.
-    """
-    asked = set(study.asked().keys)
+    """The tables of the runs that the study's last `run` asked for."""
     with uncollected():
-        runs, evals = study.records()
-        runs = [run for run in runs if run.key in asked]
-        evals = [record for record in evals if record.key is None or record.key in asked]
-        return build(runs, evals, titles, wanted, view)
+        return build(*study.asked_for(), titles, wanted, view)
 
 
 def write_all(study: Study, titles: Mapping[str, str] | None = None) -> list[Path]:

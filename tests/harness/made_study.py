@@ -113,11 +113,7 @@ def write_study(folder: Path, runs: list[RunRecord], evals: list[EvalRecord]) ->
     for run in runs:
         store.write(study.run(run.key).record, run)
     for record in evals:
-        if record.reference:
-            place = study.reference(record.dataset, record.reference, record.size)
-        else:
-            place = study.run(record.key or "").evals(record.share or 0.0, record.cheap)
-        store.write(place / f"{record.eval}.json", record)
+        store.write(study.holding(record) / f"{record.eval}.json", record)
     asked = StudyRecord(request={}, keys=[run.key for run in runs])
     write_atomic(folder / "study.json", asked.model_dump_json())
     return study

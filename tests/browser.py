@@ -1,0 +1,119 @@
+"""A real browser for tests of pages: Debian's Chromium without a window, driven over its own pipe.
+
+Only the standard library: the protocol is JSON, a NUL after each message, on file descriptors 3 and 4.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
+FLAGS = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
+FLAGS += [f"--disable-{what}" for what in ("gpu", "dev-shm-usage", "background-networking", "extensions")]
+
+
+class Tab:
+    """One open page. `said` is what its console and its errors said, `asked` every address that it asked for."""
+
+    def __init__(self, send: int, receive: int) -> None:
+        self._send, self._receive, self._read = send, receive, b""
+        self._last, self._session = 0, ""
+        self._events: list[dict[str, Any]] = []
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The command's result, once its answer is there."""
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": parameters}
+        message |= {"sessionId": self._session} if self._session else {}
+        content = json.dumps(message).encode() + b"\0"
+        while content:
+            content = content[os.write(self._send, content) :]
+        while (answer := self._next()).get("id") != self._last:
+            self._note(answer)
+        assert "error" not in answer, (method, answer["error"])
+        return answer["result"]
+
+    def open(self, page: Path, width: int = 1400, height: int = 1000, dark: bool = False) -> None:
+        """Load the file in a window of that size, and wait until it is loaded."""
+        phone = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self._events.clear()
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self._events):
+            self._note(self._next())
+
+    def js(self, expression: str) -> Any:
+        """The value of the expression in the page."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def press(self, key: str, code: int) -> None:
+        """A key, as a keyboard would give it."""
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        about = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._read:
+            content = os.read(self._receive, 1 << 16)
+            assert content, "the browser ended"
+            self._read += content
+        message, _, self._read = self._read.partition(b"\0")
+        return json.loads(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        method, about = event.get("method"), event.get("params", {})
+        if method:
+            self._events.append(event)
+        if method == "Network.requestWillBeSent":
+            self.asked.append(about["request"]["url"])
+        elif method == "Runtime.consoleAPICalled":
+            self.said.append(str(about["args"]))
+        elif method == "Runtime.exceptionThrown":
+            self.said.append(str(about["exceptionDetails"]))
+        elif method == "Log.entryAdded":
+            self.said.append(about["entry"]["text"])
+
+
+@contextmanager
+def browser(folder: Path) -> Iterator[Tab]:
+    """A browser with a profile of its own in `folder`, ended with the block."""
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    # The shell puts the ends where the browser looks for them; high numbers, so that neither is in the other's way.
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (theirs_in, theirs_out)]
+    words = f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}'
+    command = ["bash", "-c", words, "bash", str(CHROMIUM), *FLAGS, f"--user-data-dir={folder}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, pass_fds=ends, start_new_session=True, **quiet)
+    for end in (theirs_in, theirs_out, *ends):
+        os.close(end)
+    try:
+        yield Tab(ours_out, ours_in)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(ours_out)
+        os.close(ours_in)
