@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
+PATIENCE_S = 60
 FLAGS = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
 FLAGS += [f"--disable-{what}" for what in ("gpu", "dev-shm-usage", "background-networking", "extensions")]
 
@@ -77,6 +79,7 @@ class Tab:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._read:
+            assert select.select([self._receive], [], [], PATIENCE_S)[0], "the browser says nothing"
             content = os.read(self._receive, 1 << 16)
             assert content, "the browser ended"
             self._read += content

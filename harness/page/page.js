@@ -108,8 +108,8 @@
         return [html("h3", {}, record.title), html("p", { class: "soft" }, "record ", file), html("dl", {}, ...facts)];
       })
     );
-    const row = link.closest("tr").cells[0].textContent;
-    one("#details-title").textContent = `${row}: ${records.length} record${records.length > 1 ? "s" : ""}`;
+    const row = link.closest("tr").cells[0].firstChild.textContent; // without the letters of its notes
+    one("#details-title").textContent = `${row.trim()}: ${records.length} record${records.length > 1 ? "s" : ""}`;
     dialog.showModal();
     dialog.scrollTop = 0;
   });
