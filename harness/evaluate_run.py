@@ -226,7 +226,6 @@ def _tell(failed: dict[str, Exception]) -> None:
 def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     environment = machine.environment(context.precision, compiled=False)
     path, pending = about.place / f"{name}.json", about.looks.of(name)
-    before = store.read_as(EvalRecord, path) if path.exists() else None
     record = evaluate(name, context, config, subject=about.subject, environment=environment)
     if record is None:
         about.guard()
@@ -235,7 +234,9 @@ def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
         return
     about.guard()
     # Every look at the test split stays on record: of the eval that this one replaces, and of attempts that failed.
-    earlier = [*(before.test_opened if before else []), *pending]
+    before = store.read_as(EvalRecord, path) if path.exists() else None  # a job beside this one may have written it
+    replaced = before.test_opened if before else []
+    earlier = [*replaced, *(look for look in pending if look not in replaced)]
     record = record.model_copy(update={"test_opened": [*earlier, *record.test_opened]})
     if before is not None:
         store.set_aside(path, before)

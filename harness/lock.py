@@ -49,6 +49,25 @@ def refuse_trainer(folder: Path) -> None:
             raise _held(folder, said)
 
 
+def holder(folder: Path) -> tuple[str, int] | None:
+    """Host and number of the process that holds the study; None where none does. Where the file system has no locks,
+    those of the last one that worked on it."""
+    try:
+        lock = open(folder / LOCK)  # noqa: SIM115
+    except OSError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and error.errno not in NONE_HERE:
+                raise
+        else:
+            return None
+        _, host, number = [*lock.read().split(), "", "", ""][:3]
+        return (host, int(number)) if number.isdigit() else None
+
+
 def _taken(number: int, how: int) -> bool:
     try:
         fcntl.flock(number, how | fcntl.LOCK_NB)

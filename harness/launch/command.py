@@ -241,7 +241,8 @@ def _meant(tasks: list[Task], cells: Collection[str]) -> set[str]:
 
 
 def log_files(place: store.Study, cell: str) -> list[Path]:
-    """Every log of the newest attempt at each task of the cell, in the order of the work; `tables`: the closing job."""
+    """Every log of the newest attempt that has one, of each task of the cell, in the order of the work; `tables`: the
+    closing job's."""
     study = build(place.asked().request)
     asked = _launched_by(place)
     if cell == "tables":
@@ -249,8 +250,12 @@ def log_files(place: store.Study, cell: str) -> list[Path]:
         return [] if name is None else logs(place, Claim(attempt=1, batch=name, index=0))
     tasks = graph(study, jobs(study, asked.data_dir, 1))
     meant = _meant(tasks, [cell])
-    claims = [Attempts(place, task).last() for task in tasks if task.name in meant]
-    return [path for claim in claims if claim is not None for path in logs(place, claim)]
+    found: list[Path] = []
+    for task in tasks:
+        if task.name in meant:  # one that was cancelled before it was submitted has no log: the one before it has
+            every = (logs(place, claim) for claim in reversed(Attempts(place, task).all()))
+            found += next(filter(None, every), [])
+    return found
 
 
 # -- inside the closing job -------------------------------------------------------------------------------------------
@@ -261,14 +266,16 @@ def close(place: store.Study, batch: Batch) -> None:
     from harness.report import tables
 
     refuse_trainer(place.path)
-    asked = _launched_by(place)
+    launch = replace(_launched_by(place).launch, cluster=batch.executor)  # a later command may work in another way
     study = build(batch.request)
-    executor, gpus = _executor(place, asked.launch, study)
     data_dir = None if batch.data_dir is None else Path(batch.data_dir)
-    todo = jobs(study, data_dir, gpus)
-    truth = Truth(study, place, todo, data_dir)
-    driver = Driver(truth, executor, batch.code, asked.launch.tries, asked.launch.rendezvous)
-    standings = settle(driver)
+    executor, gpus = _looker(place, launch)
+    truth = Truth(study, place, jobs(study, data_dir, gpus), data_dir)
+    driver = Driver(truth, executor, batch.code, launch.tries, launch.rendezvous)
+    standings = driver.look()
+    if not over(standings):  # what goes on needs a partition that takes it; tables do not
+        driver = replace(driver, executor=_executor(place, launch, study)[0])
+        standings = settle(driver)
     print(told_state(standings), flush=True)
     if over(standings):
         for line in driver.failures(standings):

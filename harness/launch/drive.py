@@ -21,7 +21,9 @@ from harness.launch.queue import Unreachable
 from harness.launch.standing import OVER, SUBMITTING_S, UNSEEN, Executor, Look, Standing
 from harness.launch.tasks import ORDER, Task, graph
 from harness.launch.truth import Truth, log_tail, progress
+from harness.lock import refuse_trainer
 from harness.pretrain_run import opening
+from harness.records import ENDED
 from harness.shared import adopt
 
 
@@ -114,6 +116,8 @@ class Driver:
             pid=os.getpid(),
             at=now(),
         )
+        if self.executor.chains:  # its jobs go on without this command, which holds no lock for them
+            refuse_trainer(self.place.path)
         Batches(self.place).write(batch)
         needs = [None if after is None else self._newest(task.needs[-1], where) for task in tasks]
         claims = [self._claim(task, batch, index, needs[index]) for index, task in enumerate(tasks)]
@@ -188,6 +192,11 @@ class Driver:
         except HarnessError as error:  # the work itself is in the queue
             self.say(f"no job that goes on when these have ended: {said(error)}; `harness resume` does it then")
 
+    def is_closed(self) -> bool:
+        """Whether a job that goes on when the others have ended, or makes the tables, was taken by the cluster."""
+        closing = Batches(self.place).closing()
+        return closing is not None and Batches(self.place).submitted(closing) is not None
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def failures(self, standings: dict[str, Standing]) -> list[str]:
@@ -195,6 +204,8 @@ class Driver:
         for standing in standings.values():
             if standing.task.stage == "pretrain" and standing.state == "failed":
                 self._record_failure(standing)
+            if standing.task.stage == "pretrain" and standing.state == "cancelled":
+                self._record_cancel(standing.task.key)
         for job in self.truth.todo:
             if job.source is not None and self.truth.record(job.key) is None:
                 source = self.truth.record(job.source.key)
@@ -216,9 +227,15 @@ class Driver:
         claim = Attempts(self.place, standing.task).last()
         tail = "" if claim is None else log_tail(self.place, claim)
         write_atomic(folder.error, f"{standing.why}\n" if tail in standing.why else f"{standing.why}\n\n{tail}\n")
-        if record is None or record.state != "failed":
+        if record is None or record.state not in (*ENDED, "failed"):
             update = {"state": "failed", "message": first, "attempts": standing.attempt}
             store.write(folder.record, (record or opening(job, None)).model_copy(update=update))
+
+    def _record_cancel(self, key: str) -> None:
+        """A job that is ended at once cannot say so itself; the run can go on from its last checkpoint."""
+        record = self.truth.record(key)
+        if record is not None and record.state == "running":
+            store.write(self.place.run(key).record, record.model_copy(update={"state": "interrupted"}))
 
 
 def _indented(text: str) -> str:

@@ -61,7 +61,7 @@ class Lease(Model):
     waited_s: float = 0.0  # that the task has stood in queues up to now, over all its attempts
     at: str = ""
     reached: int = 0  # `progress` when this turn began
-    turns: int = 0  # of this attempt that the time limit ended one after another, without progress
+    turns: int = 0  # that the time limit ended one after another, without progress, over all attempts
 
 
 class Batch(Model):
@@ -116,6 +116,7 @@ class Attempts:
     """The attempts at one task."""
 
     def __init__(self, place: store.Study, task: Task) -> None:
+        self.place, self.task = place, task
         self.folder, self.kind = home(place, task), task.kind
 
     def _path(self, attempt: int, what: str = "") -> Path:
@@ -177,7 +178,8 @@ class Attempts:
         if held is not None and held.attempt > attempt:
             raise Superseded
         waited_s = (held.waited_s if held else 0.0) + self._waited_s(attempt, submitted_at, held)
-        again = held is not None and held.attempt == attempt and held.reached >= reached
+        since = Batches(self.place).forgiven().get(self.task.name, 0)  # the user asked anew, with a longer --time, say
+        again = held is not None and held.attempt > since and held.reached >= reached
         turns = held.turns if again else 0
         token = uuid.uuid4().hex
         lease = Lease(token=token, attempt=attempt, waited_s=waited_s, at=now(), reached=reached, turns=turns)
@@ -188,10 +190,10 @@ class Attempts:
             self._path(attempt, ".end").unlink(missing_ok=True)
         return Guard(path, lease.token, waited_s)
 
-    def fruitless(self, reached: int) -> int:
+    def fruitless(self, attempt: int, reached: int) -> int:
         """Note that the time limit ends this turn; how many in a row it now ended before the task got any further."""
         held = self.lease()
-        if held is None:
+        if held is None or held.attempt != attempt:  # a later attempt has begun: the lease is its own
             return 0
         turns = held.turns + 1 if held.reached >= reached else 0
         write_atomic(self._lease, held.model_copy(update={"turns": turns}).model_dump_json() + "\n")
@@ -260,6 +262,10 @@ class Batches:
         """What the closing job `name` failed of."""
         path = self.path(name) / "error.txt"
         return path.read_text().strip() if path.exists() else None
+
+    def error_at(self, name: str) -> float:
+        """When it failed, as the file system counts."""
+        return (self.path(name) / "error.txt").stat().st_mtime
 
     def write_error(self, name: str, said: str) -> None:
         write_atomic(self.path(name) / "error.txt", said + "\n")

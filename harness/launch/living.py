@@ -10,6 +10,7 @@ from harness.launch import queue
 from harness.launch.folders import Attempts, Batches, Claim
 from harness.launch.options import Launch
 from harness.launch.slurm import Slurm
+from harness.launch.standing import submitter_lives
 from harness.launch.tasks import Task, graph
 from harness.resolve import Job
 from harness.study import Study
@@ -31,9 +32,13 @@ def refuse_living(place: store.Study, study: Study, todo: Collection[Job]) -> No
             raise _refusal(place, unended, "were submitted to SLURM and have not ended, and it cannot be asked here")
         return
     seen = Slurm(place, Launch(), 0, None).look({claim.batch for _, claim in open_ones})
-    alive = [task for task, claim in open_ones if (job := seen(claim)) is not None and job.alive]
+    jobs = [(task, claim, seen(claim)) for task, claim in open_ones]
+    alive = [task for task, _, job in jobs if job is not None and job.alive]
     if alive:
         raise _refusal(place, alive, "have jobs in the queue")
+    coming = [task for task, claim, job in jobs if job is None and _is_being_submitted(place, task, claim)]
+    if coming:
+        raise _refusal(place, coming, "are being submitted by another command")
 
 
 def _in_slurm(place: store.Study, task: Task) -> Claim | None:
@@ -44,6 +49,13 @@ def _in_slurm(place: store.Study, task: Task) -> Claim | None:
         return None
     end = Attempts(place, task).end(claim.attempt)
     return None if end is not None and end.state == "done" else claim
+
+
+def _is_being_submitted(place: store.Study, task: Task, claim: Claim) -> bool:
+    """Whether the claim may get a job yet. A command that died before it had submitted gives it none."""
+    if Attempts(place, task).end(claim.attempt) is not None or Batches(place).submitted(claim.batch) is not None:
+        return False
+    return submitter_lives(Batches(place).read(claim.batch)) is not False
 
 
 def _refusal(place: store.Study, tasks: list[Task], what: str) -> HarnessError:

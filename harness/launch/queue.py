@@ -20,7 +20,10 @@ ALIVE = {
     "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED",
 }  # fmt: skip
 PATIENCE_S = 120.0  # that a command is tried again for while no controller answers
-UNREACHABLE = ("Unable to contact slurm controller", "Connection refused", "Socket timed out", "Zero Bytes")
+UNREACHABLE = (
+    "Unable to contact slurm controller", "Connection refused", "Socket timed out", "Zero Bytes",
+    "Protocol authentication error", "Munge encode failed", "Munge decode failed",  # munged is away, here or there
+)  # fmt: skip
 
 
 class Unreachable(HarnessError):
@@ -46,9 +49,13 @@ class InQueue:
 class Account:
     """A job as the accounting knows it."""
 
-    state: str
+    said: str  # its state, and for one that a person cancelled by whom: "CANCELLED by 1000"
     code: str  # exit status and signal: "0:9"
     name: str
+
+    @property
+    def state(self) -> str:
+        return (self.said.split() or [""])[0]
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class Queue:
         except HarnessError:
             return None
         rows = [line.split("|", 3) for line in out.splitlines() if line.count("|") >= 3]
-        return {id: Account(state.split()[0] if state else "", code, name) for id, state, code, name in rows}
+        return {id: Account(said, code, name) for id, said, code, name in rows}
 
     def cancel(self, ids: Sequence[str]) -> None:
         if ids:

@@ -29,6 +29,8 @@ def left(driver: Driver) -> str:
     """What a user who leaves is told; before the first round is over, that not everything is in the queue."""
     path = driver.place.path
     said = "left: the jobs go on without this command, and the last one makes the tables"
+    if not driver.is_closed():
+        said = "left: the jobs go on without this command; `resume` makes the tables when they have ended"
     if not driver.whole:
         said = "left before everything was submitted: what is in the queue goes on, and `resume` submits the rest"
     return (

@@ -33,6 +33,7 @@ STUCK = {  # reasons for which a job waits for ever, and what would help
     "JobHeldUser": "held: scontrol release",
     "JobHeldAdmin": "held by an administrator",
 }
+NEVER = "DependencyNeverSatisfied"  # the reason that an ended job keeps where SLURM cancelled it with its need
 EARLY_SIGNAL = ("12:0", "0:12")  # exit codes of a job that got SIGUSR2 before it could handle it
 
 
@@ -83,6 +84,9 @@ class Slurm:
             account = Account("", "", name)
         if row is None and account.state in ("", *ALIVE):
             return None
+        by_slurm = (row is not None and row.reason == NEVER) or account.said == "CANCELLED"  # a person's has "by 1000"
+        if claim.after and by_slurm:
+            return Seen(False, word="SLURM ended it: what it needs did not come to its end", kind="dependency")
         return self._dead(claim, account.state if account.state in ENDINGS or row is None else row.state, account.code)
 
     def _dead(self, claim: Claim, state: str, code: str) -> Seen:
@@ -95,6 +99,8 @@ class Slurm:
         if kind == "memory":
             word += f"; {f'cluster.mem={self.launch.mem}' if self.launch.mem else 'the memory'} was too little for it: "
             word += "a larger cluster.mem, or a smaller train.batch_size"
+        if kind == "time limit":
+            word += "; it did not save itself in time: a longer --time, or a larger cluster.signal_s"
         if kind == "killed" and not logs(self.place, claim):
             word += f"; it left no log: is {self.place.path.resolve()} on a file system that the nodes share?"
         return Seen(False, word=word, kind=kind)

@@ -2,8 +2,8 @@
 
 A job that the queue knows is alive whatever became of its earlier runs. One that it does not know, twice with some
 seconds between, and that left no word of its own, is lost. What ended without being done is tried again: at no cost
-where the cluster took it (a node, the time limit, a preemption), and otherwise up to `tries` times of the same kind
-in a row that got no further.
+where the cluster took it (a node, a preemption), and otherwise, by the time limit too, up to `tries` times of the same
+kind in a row that got no further.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from harness import store
-from harness.launch.folders import Attempts, Batches, Claim, End, now
+from harness.launch.folders import Attempts, Batch, Batches, Claim, End, now
 from harness.launch.tasks import Task
 from harness.launch.truth import log_tail, progress
 
@@ -25,9 +25,10 @@ State = Literal["done", "running", "queued", "missing", "waiting", "failed", "sk
 OVER: tuple[State, ...] = ("done", "failed", "skipped", "cancelled")
 TWICE_S = 6.0  # between two looks that miss a job, before it counts as lost
 SUBMITTING_S = 60.0  # that a batch may stay without a job id while nobody can be asked whether its submitter lives
+OUTAGE_S = 900.0  # and while its submitter lives: sbatch is tried three times, with two minutes' patience and more each
 MOST_TRIES = 200  # of one task, whatever ended them
 UNSEEN = "submitted, and not seen yet"
-FREE = ("node", "preempted", "time limit", "signal", "void", "dependency", "cancelled")
+FREE = ("node", "preempted", "signal", "void", "dependency", "cancelled")
 HOPELESS = ("memory", "no progress")  # the same again would end in the same way: one is enough
 
 
@@ -75,14 +76,12 @@ class Look:
     _done: set[str] = field(default_factory=set)
     _absent: dict[tuple[str, int], float] = field(default_factory=dict)
     _checked: set[str] = field(default_factory=set)
-    _forgiven: dict[str, int] = field(default_factory=dict)  # attempts up to this one do not count
+    _forgiven: dict[str, int] = field(init=False)  # attempts up to this one do not count
     _elsewhere: dict[str, bool] = field(default_factory=dict)  # batches: whether another executor had them
-
-    def __post_init__(self) -> None:
-        self._forgiven = Batches(self.place).forgiven()
 
     def __call__(self) -> dict[str, Standing]:
         """Every task's standing, by name."""
+        self._forgiven = Batches(self.place).forgiven()  # a command that came later may have forgiven more
         claims = {task.name: self._last(task) for task in self.tasks if not self._is_done(task)}
         own = [claim for claim in claims.values() if claim is not None and not self._of_another(claim)]
         seen = self.executor.look({claim.batch for claim in own})
@@ -208,9 +207,8 @@ class Look:
         batches = Batches(self.place)
         if batches.submitted(claim.batch) is not None:
             return "lost", "the queue does not know the job any more, and it left no word", TWICE_S
-        batch = batches.read(claim.batch)
-        dead = batch is not None and batch.host == socket.gethostname() and not lives(batch.pid)
-        return "void", "it was never submitted", TWICE_S if dead else SUBMITTING_S
+        alive = submitter_lives(batches.read(claim.batch))
+        return "void", "it was never submitted", {None: SUBMITTING_S, True: OUTAGE_S, False: TWICE_S}[alive]
 
     def _after(self, task: Task, claim: Claim, end: End, needs: list[Standing], bad: list[Standing]) -> Standing:
         """The standing of a task whose last attempt is over and which is not done."""
@@ -248,6 +246,11 @@ def _vital(task: Task) -> bool:
 
 def _ready(needs: list[Standing]) -> bool:
     return all(need.state == "done" or (need.state in OVER and not _vital(need.task)) for need in needs)
+
+
+def submitter_lives(batch: Batch | None) -> bool | None:
+    """Whether the command that wrote the batch is alive; None where that cannot be seen from this computer."""
+    return None if batch is None or batch.host != socket.gethostname() else lives(batch.pid)
 
 
 def lives(pid: int) -> bool:

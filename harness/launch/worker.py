@@ -132,7 +132,7 @@ def fruitless(item: Work) -> bool:
     if name == "tables" or asked is None or not ranks().first or not submit.by_time_limit(asked.launch.signal_s):
         return False
     attempts = Attempts(place, parse(name))
-    turns = attempts.fruitless(progress(place, parse(name)))
+    turns = attempts.fruitless(item.attempt, progress(place, parse(name)))
     if turns < asked.launch.tries:
         return False
     message = f"the time limit ended {turns} turns one after another, and none got any further: a longer --time"

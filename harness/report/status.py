@@ -194,9 +194,11 @@ def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
     from harness.launch.folders import Batches, Claim
 
     states, place = {standing.state for standing in standings.values()}, driver.place
-    if states & {"running", "queued"} or not states & {"missing", "waiting"}:
+    if states & {"running", "queued"}:
         return []
     closing, error = Batches(place).closing(), None
+    if not states & {"missing", "waiting"}:
+        return [] if closing is None else _without_tables(place, closing)
     if closing is not None:
         job = driver.executor.look([closing])(Claim(attempt=1, batch=closing, index=0))
         if job is not None and job.alive:
@@ -208,6 +210,20 @@ def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
     if closing is not None:
         next_steps.append(f"  python -m harness logs {place.path} tables    what the last job printed")
     return [*said, *next_steps]
+
+
+def _without_tables(place: Study, closing: str) -> list[str]:
+    """What to do where everything is done but the tables, of which the closing job failed."""
+    from harness.launch.folders import Batches
+
+    error, made = Batches(place).error(closing), place.tables()
+    if error is None or (made.exists() and made.stat().st_mtime > Batches(place).error_at(closing)):
+        return []
+    return [
+        f"the tables were not made: {error}",
+        f"  python -m harness table {place.path}    make them here",
+        f"  python -m harness logs {place.path} tables    what the last job printed",
+    ]
 
 
 def _not_begun(absent: list[Standing]) -> list[str]:

@@ -28,7 +28,7 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
     method and the data set allow that (V = 2). None when the method trains on images.
 
     `again`: the run goes on from a checkpoint that was trained on this cache. Only then are the stored latents those
-    of the weights at hand, and their FLOPs on the meter already. Raises Interrupted when asked to stop.
+    of the weights at hand, and their cost on the meter already. Raises Interrupted when asked to stop.
     """
     images = run.fit.images
     views = views_of(run.method.eval(), images, run.mirror, run.device)
@@ -42,7 +42,8 @@ def cached_latents(run: Pretraining, again: bool) -> Tensor | None:
         return checkpoint.load_snapshot(run.folder.cache / name)["latents"].to(run.device)
     begin = time.perf_counter()
     latents = encode(run.method, images, views, run.device, run.prepared_in, run.after_chunk, run.ranks)
-    run.worked_s += time.perf_counter() - begin
+    if not again:
+        run.worked_s += time.perf_counter() - begin
     if run.ranks.first:
         checkpoint.save_snapshot(run.folder.cache, VIEWS, {"latents": latents})
     return latents

@@ -107,8 +107,9 @@ class Pretraining:
             preparation.objective.requires_grad_(False)
         if self.stage is not None:
             self.worked_s += self.stage.timing.of(self.stage.step)
-        with self._account("prepare"):
-            latents = cached_latents(self, again=self._resumed_in("train"))
+        again = self._resumed_in("train")
+        with self._account("lost" if again else "prepare"):  # an undisturbed run does it once
+            latents = cached_latents(self, again)
         self._run_stage("train", self.method, 1.0, self.batch_size, latents)
 
     def _resumed_in(self, stage: str) -> bool:

@@ -6,6 +6,7 @@ let it go on at full speed afterwards.
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from pathlib import Path
@@ -37,6 +38,14 @@ class Other(Held):
 class Broken(Held):
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
         raise RuntimeError("this toy is broken")
+
+
+class Exits(Held):
+    """Its process ends badly after its work is done, as a library's clean-up at the exit may."""
+
+    def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        atexit.register(os._exit, 3)
+        return super().pretrain(batch, progress, rng)
 
 
 class Reader(Broken):

@@ -22,7 +22,7 @@ from harness.records import RunRecord
 from tests.cluster.cluster import HERE, Cluster
 
 ROOT = HERE.parent.parent
-METHODS = ("Held", "Other", "Broken", "Reader")
+METHODS = ("Held", "Other", "Broken", "Exits", "Reader")
 SMALL = ("--evals=", "train.snapshots=[]", "train.batch_size=32", "train.log_s=0.2", "train.checkpoint_s=0.5")
 SLURM = ("--cluster=slurm", "--gpus=0")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.launch.folders import Attempts
+from harness.launch.tasks import Task
 from tests.cluster.cluster import Cluster
 from tests.cluster.studies import SMALL, Toys, pretraining
 
@@ -185,15 +187,19 @@ def test_a_folder_that_the_nodes_do_not_share(slurm: Cluster, toys: Toys):
 
 def test_a_run_that_raises_three_times_has_failed_and_the_others_go_on(slurm: Cluster, toys: Toys):
     toys.release()
-    words = ("--methods=held,broken,reader", "--budget=8step", "--name=failing", "--cluster=slurm", "--gpus=0")
+    words = ("--methods=held,broken,exits,reader", "--budget=8step", "--name=failing", "--cluster=slurm", "--gpus=0")
     done, study = toys.typed("run", *words, *SMALL), toys.study("failing")
     assert done.status == 1
-    broken, held, reader = study.keys
+    broken, exits, held, reader = study.keys
     record = study.record(broken)
     assert (record.state, record.message, record.attempts) == ("failed", "RuntimeError: this toy is broken", 3)
     assert len(study.claims(pretraining(broken))) == 3
     assert 'raise RuntimeError("this toy is broken")' in study.place.run(broken).error.read_text()  # the log's end
     assert study.record(held).state == "finished"
+    # SLURM takes this one's job for failed, and ends the evaluation that was to come after it: no person did.
+    assert study.record(exits).state == "finished"
+    attempts = Attempts(study.place, Task("evaluate", exits, 1.0))
+    assert [attempts.end(claim.attempt).kind for claim in attempts.all()] == ["dependency", ""]
     assert study.record(reader).state == "failed" and study.record(reader).shared == broken
     assert (
         "failed    pretrain broken digits nano 8step seed 0: RuntimeError: this toy is broken\n"

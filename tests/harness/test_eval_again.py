@@ -97,6 +97,28 @@ def test_looks_of_a_failed_eval_stay_on_record(tmp_path, study, harness, monkeyp
     assert len(json.loads(final.read_text())["test_opened"]) == 3 and not (final.parent / "looks.jsonl").exists()
 
 
+def test_a_record_that_another_process_made_meanwhile_is_kept_with_its_looks(tmp_path, study, harness, monkeypatch):
+    from evals import knn
+
+    shutil.copytree(study, tmp_path / "tiny")
+    (final,) = (tmp_path / "tiny").glob("runs/*/evals/1.0000/knn.json")
+    theirs, whole = json.loads(final.read_text()), knn.evaluate
+    theirs["test_opened"][0]["at"] = "2026-01-01T00:00:00+00:00"
+    final.unlink()
+
+    def overtaken(context, config):
+        found = whole(context, config)
+        if not context.cheap:
+            final.write_text(json.dumps(theirs))
+        return found
+
+    monkeypatch.setattr(knn, "evaluate", overtaken)
+    assert harness("eval", tmp_path / "tiny", "--evals", "knn")[0] == 0
+    assert json.loads((final.parent / "earlier/knn-1/knn.json").read_text()) == theirs
+    opened = json.loads(final.read_text())["test_opened"]
+    assert opened[:1] == theirs["test_opened"] and len(opened) == 2
+
+
 def test_features_of_an_older_code_are_not_read_again(tmp_path, study, harness, monkeypatch):
     from evals import knn
     from harness import machine

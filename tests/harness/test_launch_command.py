@@ -92,6 +92,7 @@ def test_the_closing_job_makes_the_tables_when_nothing_is_left(place, fake, monk
     monkeypatch.setattr(command.Truth, "complete", lambda self, task: True)
     for task in command.looking(place).tasks:
         Attempts(place, task).ended(1, command.End(state="done"))
+    monkeypatch.setattr(command, "_executor", lambda *_: pytest.fail("tables need no partition that takes jobs"))
     command.close(place, fake.submitted[-1][0])
     said = capsys.readouterr().out
     assert "7 of 7 tasks done" in said and "tables.csv" in said
@@ -178,6 +179,36 @@ def test_a_closing_job_that_fails_is_told_by_status_with_its_log(place, fake, ha
     (folder / "0_log.err").write_text("HarnessError: unknown partition\n")
     status, printed, _ = harness("logs", place.path, "tables")
     assert status == 0 and "HarnessError: unknown partition" in printed
+
+
+def test_a_closing_job_that_fails_at_the_tables_is_told_until_they_are_made(place, fake, harness, monkeypatch):
+    monkeypatch.setattr(command.Truth, "complete", lambda self, task: True)
+    for task in command.looking(place).tasks:
+        Attempts(place, task).ended(1, command.End(state="done"))
+    made = "harness.report.tables.write_all"
+    with monkeypatch.context() as failing:
+        failing.setattr(made, lambda *_: (_ for _ in ()).throw(HarnessError("no space left")))
+        assert worker.work(worker.Work(str(place.path), fake.submitted[-1][0].name, 0, 1), Stopper()) == "failed"
+    _, printed, _ = harness("status", place.path)
+    assert "the tables were not made: no space left" in printed
+    assert f"harness table {place.path}" in printed.replace("\n", " ")
+    assert harness("table", place.path)[0] == 0
+    _, printed, _ = harness("status", place.path)
+    assert "the tables were not made" not in printed
+
+
+def test_logs_of_what_was_cancelled_in_no_queue_are_those_of_the_attempt_before(place, fake, harness):
+    task = next(task for task in command.looking(place).tasks if task.kind == "pretrain" and "mae" in task.key)
+    claim = Attempts(place, task).last()
+    submitted = Batches(place).submitted(claim.batch)
+    folder = Batches(place).path(claim.batch) / (f"{submitted.job}_{claim.index}" if submitted.array else submitted.job)
+    folder.mkdir(parents=True)
+    (folder / "0_log.out").write_text("step 17\n")
+    fake.seen[claim.batch, claim.index] = Seen(False, word="lost", kind="node")
+    command.cancel(place, ["mae"])
+    assert Attempts(place, task).last().batch == command.NO_BATCH
+    status, printed, _ = harness("logs", place.path, task.key)
+    assert status == 0 and "step 17" in printed
 
 
 def test_status_waits_for_a_closing_job_that_is_alive(place, fake, harness):

@@ -12,7 +12,9 @@ from harness.files import write_atomic
 from harness.launch.drive import Driver, over, settle, watch
 from harness.launch.folders import Attempts, Batches, End
 from harness.launch.queue import Unreachable
+from harness.launch.show import left
 from harness.launch.standing import TWICE_S, Seen
+from harness.pretrain_run import opening
 from harness.records import RunRecord
 from harness.resolve import jobs
 from harness.study import build
@@ -168,6 +170,11 @@ def test_a_closing_job_that_is_refused_does_not_end_the_command(world):
     w.fake.refuse = lambda batch: NO if batch.tasks == ["tables"] else None
     w.driver.round()
     assert any("no such account" in line and "resume" in line for line in w.lines)
+    assert not w.driver.is_closed() and "`resume` makes the tables" in left(w.driver)
+    w.fake.refuse = lambda batch: None
+    w.fake.seen[w.fake.submitted[0][0].name, 0] = Seen(False, word="NODE_FAIL", kind="node")
+    w.driver.round()
+    assert w.driver.is_closed() and "the last one makes the tables" in left(w.driver)
 
 
 def test_two_drivers_at_once_submit_nothing_twice(world):
@@ -226,6 +233,20 @@ def test_a_job_that_was_cancelled_elsewhere_is_ended_once(world):
     w.driver.round()
     w.driver.round()
     assert w.fake.cancelled == [Attempts(w.place, w.task("pre mae")).last()]
+
+
+@pytest.mark.parametrize(("state", "shown"), [("running", "interrupted"), ("finished", "finished")])
+def test_a_run_that_was_cancelled_while_it_trained_is_running_no_more(world, state, shown):
+    w = world("mae")
+    w.driver.round()
+    task = w.task("pre mae")
+    record = opening(w.todo[0], None).model_copy(update={"state": state})
+    store.write(w.place.run(task.key).record, record)
+    Attempts(w.place, task).ended(1, End(state="stopped", kind="cancelled"))
+    for key in w.fake.seen:
+        w.fake.seen[key] = Seen(False, word="CANCELLED by 1000", kind="cancelled")
+    w.driver.failures(w.driver.look())
+    assert store.read_as(RunRecord, w.place.run(task.key).record).state == shown
 
 
 def test_failed_runs_are_recorded_with_the_end_of_their_log_and_so_are_their_readers(world):

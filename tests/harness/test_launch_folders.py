@@ -193,10 +193,14 @@ def test_batches_are_known_with_their_ids(place):
 def test_turns_that_the_time_limit_ends_are_counted_until_the_task_gets_further(attempts):
     for turn in (1, 2):
         attempts.take(1, reached=5)
-        assert attempts.fruitless(5) == turn
+        assert attempts.fruitless(1, 5) == turn
     attempts.take(1, reached=5)
-    assert attempts.fruitless(6) == 0, "it did get further in this one"
+    assert attempts.fruitless(1, 6) == 0, "it did get further in this one"
     attempts.take(1, reached=6)
-    assert attempts.fruitless(6) == 1
+    assert attempts.fruitless(1, 6) == 1
     attempts.take(2, reached=6)
-    assert attempts.fruitless(6) == 1, "another attempt begins anew"
+    assert attempts.fruitless(2, 6) == 2, "where a job may not requeue itself, each turn is an attempt"
+    assert attempts.fruitless(1, 6) == 0, "the lease is the later attempt's"
+    Batches(attempts.place).forgive({PRETRAIN.name: 2})
+    attempts.take(3, reached=6)
+    assert attempts.fruitless(3, 6) == 1, "the user asked anew, with more time perhaps"

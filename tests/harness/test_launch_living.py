@@ -12,11 +12,13 @@ from harness.launch import command, queue
 from harness.launch.folders import Attempts, Batches, Claim, End
 from harness.launch.living import refuse_living
 from harness.launch.options import Launch
+from harness.launch.standing import Seen
 from harness.launch.tasks import graph
 from harness.lock import only_writer, refuse_trainer
 from harness.resolve import jobs
 from harness.study import build
 from tests.harness.launched import Fake, attempt, batch, programs
+from tests.harness.test_launch_standing import ended_process
 
 STUDY = build({"methods": "mae", "budget": "4step", "evals": "knn", "name": "s", "train": {"snapshots": []}})
 IN_SLURM = "1001|RUNNING|None|n1|harness-b1-pretrain"
@@ -62,6 +64,22 @@ def test_one_that_is_over_is_gone_on_with(place, task, tmp_path, monkeypatch, ro
     refuse_living(place, STUDY, jobs(STUDY))
 
 
+@pytest.mark.parametrize("submitter", ["alive", "elsewhere", "dead", "cancelled"])
+def test_what_another_command_is_just_submitting_is_refused_too(place, task, tmp_path, monkeypatch, submitter):
+    claim = attempt(place, task, 1, submitted=False)
+    host = "elsewhere" if submitter == "elsewhere" else os.uname().nodename
+    pid = ended_process() if submitter == "dead" else os.getpid()
+    Batches(place).write(batch(claim.batch, task, executor="slurm", host=host, pid=pid))
+    cluster(tmp_path, monkeypatch, "")
+    if submitter == "cancelled":
+        Attempts(place, task).ended(1, End(state="stopped", kind="cancelled"))
+    if submitter in ("dead", "cancelled"):
+        refuse_living(place, STUDY, jobs(STUDY))
+        return
+    with pytest.raises(HarnessError, match="are being submitted by another command"):
+        refuse_living(place, STUDY, jobs(STUDY))
+
+
 def test_where_nobody_can_be_asked_only_what_has_ended_is_gone_on_with(place, task, monkeypatch):
     monkeypatch.setattr(queue, "here", lambda: False)
     in_slurm(place, task)
@@ -81,6 +99,18 @@ def test_no_job_is_submitted_beside_a_process_that_trains(place, tmp_path, monke
     with only_writer(place.path, "eval"):
         command.launch_study(STUDY, tmp_path, asked)
     assert fake.submitted
+
+
+def test_nor_beside_one_that_came_while_a_command_waits(place, tmp_path, monkeypatch):
+    fake = Fake(place)
+    monkeypatch.setattr(command, "_executor", lambda *_: (fake, 0))
+    monkeypatch.setattr(command, "_looker", lambda *_: (fake, 0))
+    command.launch_study(STUDY, tmp_path, command.Asked(Launch(cluster="slurm"), detach=True))
+    driver, many = command.looking(place), len(fake.submitted)
+    fake.seen = {key: Seen(False, word="NODE_FAIL", kind="node") for key in fake.seen}
+    with only_writer(place.path), pytest.raises(HarnessError, match="is working on the study"):
+        driver.round()
+    assert len(fake.submitted) == many
 
 
 def test_nor_does_a_closing_job_go_on_with_it(place, monkeypatch):

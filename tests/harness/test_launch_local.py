@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from harness.errors import HarnessError
 from harness.launch import local
 from harness.launch.folders import Attempts, Batches, Claim
 from harness.launch.local import Local
+from harness.launch.standing import lives
+from harness.lock import only_writer
 from tests.harness.launched import PRETRAIN, batch
 from tests.harness.test_launch_standing import ended_process
 
@@ -81,13 +85,31 @@ def test_no_worker_outlives_its_command(toy):
 
 
 def test_a_task_of_a_command_that_is_gone_is_known_as_that(place):
-    import socket
-
     Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=ended_process()))
     found = seen(Local(place, []), 0)
     assert (found.alive, found.kind) == (False, "signal")
     Batches(place).write(batch("b", PRETRAIN, host="another", pid=1))
     assert seen(Local(place, []), 0) is None
+
+
+def test_also_where_another_process_has_its_number_by_now(place):
+    Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid()))
+    assert not seen(Local(place, []), 0).alive, "nobody holds the study"
+    with only_writer(place.path):
+        assert seen(Local(place, []), 0).alive
+        assert not seen(Local(place, [""]), 0).alive, "this command holds it, and the batch is not of it"
+
+
+def test_where_the_file_system_has_no_locks_the_number_alone_says_it(place, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with only_writer(place.path):
+        for pid, alive in ((os.getpid(), True), (ended_process(), False)):
+            Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=pid))
+            assert seen(Local(place, []), 0).alive == alive
+    assert capsys.readouterr().err.count("no locks") == 1, "a look is quiet about it"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +136,7 @@ def test_a_worker_ends_with_a_command_that_is_killed(tmp_path):
     assert process.stdout.readline() == "asleep\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not local.lives(pid))
+    wait_for(lambda: not lives(pid))
     process.stdout.close()
 
 
@@ -176,10 +198,8 @@ def test_what_workers_here_would_ignore_is_refused(tmp_path, harness, words, sai
 
 
 def test_a_worker_of_another_command_is_seen_at_work(place):
-    import os
-    import socket
-
     Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid()))
-    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for a device")
-    Attempts(place, PRETRAIN).take(1)
-    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (True, "running")
+    with only_writer(place.path):
+        assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for a device")
+        Attempts(place, PRETRAIN).take(1)
+        assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (True, "running")

@@ -54,8 +54,8 @@ def row(id: str, state: str, reason: str = "None", name: str = "harness-b", node
     return InQueue(id, state, reason, nodes, name)
 
 
-def seen(slurm: Slurm, index: int = 0, of: str = "b"):
-    return slurm.look({of})(Claim(attempt=1, batch=of, index=index))
+def seen(slurm: Slurm, index: int = 0, of: str = "b", after: int = 0):
+    return slurm.look({of})(Claim(attempt=1, batch=of, index=index, after=after))
 
 
 def test_alive_is_what_the_queue_says_whatever_the_accounting_does(slurm):
@@ -80,6 +80,25 @@ def test_how_a_job_ended_is_sorted_by_kind(slurm, state, code, kind):
     assert (seen(slurm).alive, seen(slurm).kind) == (False, kind)
     slurm.queue.rows = [row("17_0", "FAILED" if state == "OUT_OF_MEMORY" else state)]
     assert seen(slurm).kind == kind, "and also while the queue still shows it"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "kind"),
+    [
+        ("DependencyNeverSatisfied", None, "dependency"), ("Dependency", None, "cancelled"),
+        (None, "CANCELLED", "dependency"), (None, "CANCELLED by 1000", "cancelled"),
+        ("Dependency", "CANCELLED by 1000", "cancelled"),
+    ],
+)  # fmt: skip
+def test_what_slurm_ended_with_its_need_is_told_from_a_persons_scancel(slurm, reason, said, kind):
+    slurm.queue.rows = [row("17_0", "CANCELLED", reason)] if reason else []
+    slurm.queue.accounted = {"17_0": Account(said, "0:0", "harness-b")} if said else None
+    assert (seen(slurm, after=1).alive, seen(slurm, after=1).kind) == (False, kind)
+
+
+def test_a_job_that_the_time_limit_ended_says_what_would_help(slurm):
+    slurm.queue.rows = [row("17_0", "TIMEOUT", "TimeLimit")]
+    assert "a longer --time" in seen(slurm).word
 
 
 def test_without_accounting_the_queue_alone_says_it(slurm):

@@ -11,7 +11,7 @@ import pytest
 from harness import store
 from harness.files import write_atomic
 from harness.launch.folders import Attempts, Batches, End
-from harness.launch.standing import MOST_TRIES, SUBMITTING_S, TWICE_S, UNSEEN, Look, Seen, lives
+from harness.launch.standing import MOST_TRIES, OUTAGE_S, SUBMITTING_S, TWICE_S, UNSEEN, Look, Seen, lives
 from harness.launch.tasks import Task
 from tests.harness.launched import EVALUATE, PRETRAIN, Fake, attempt, batch
 
@@ -92,7 +92,7 @@ def test_another_command_that_looks_once_believes_no_absence(world):
         assert world.looker()()[PRETRAIN.name].state == "queued"
 
 
-@pytest.mark.parametrize("kind", ["node", "preempted", "time limit", "signal"])
+@pytest.mark.parametrize("kind", ["node", "preempted", "signal"])
 def test_what_the_cluster_took_costs_nothing_and_goes_on_however_often(world, kind):
     for number in range(1, 8):
         world.sees(attempt(world.place, PRETRAIN, number), Seen(False, word="SLURM ended it", kind=kind))
@@ -102,6 +102,15 @@ def test_what_the_cluster_took_costs_nothing_and_goes_on_however_often(world, ki
     assert world.state() == "missing", "two failures, and seven that do not count"
     world.fails(10)
     assert world.state() == "failed"
+
+
+def test_a_job_that_only_the_time_limit_ends_is_tried_as_often_as_one_that_fails_unless_it_gets_further(world):
+    for number in range(1, 5):
+        claim = attempt(world.place, PRETRAIN, number, reached=100 * (number > 1))
+        world.sees(claim, Seen(False, word="SLURM ended it: TIMEOUT", kind="time limit"))
+        if number == 1:
+            world.gets_to(100)
+        assert world.state() == ("missing" if number < 4 else "failed")
 
 
 def test_a_task_that_is_always_taken_away_ends_after_very_many_attempts(world):
@@ -219,9 +228,9 @@ def test_one_whose_need_did_not_come_waits_for_the_next_at_no_cost(world):
 def test_what_a_person_cancelled_is_not_tried_again_until_somebody_asks(world):
     world.sees(attempt(world.place, PRETRAIN, 1), Seen(False, word="CANCELLED by 0", kind="cancelled"))
     assert [s.state for s in world.look().values()] == ["cancelled", "skipped", "skipped"]
-    world.look.forgive()
-    assert world.state() == "missing"
-    assert world.looker()()[PRETRAIN.name].state == "missing", "jobs that look later know it, too"
+    world.looker().forgive()
+    assert world.state() == "missing", "jobs and commands that look already know it, too"
+    assert world.looker()()[PRETRAIN.name].state == "missing", "and those that look later"
 
 
 def test_what_a_person_cancels_after_a_second_command_came_stays_cancelled(world):
@@ -275,14 +284,14 @@ def test_a_batch_whose_submitter_died_before_it_had_an_id_is_void_soon(world):
     assert Attempts(world.place, PRETRAIN).end(1).kind == "void"
 
 
-@pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
-def test_one_whose_submitter_may_live_is_given_more_time(world, host):
+@pytest.mark.parametrize(("host", "patience_s"), [("elsewhere", SUBMITTING_S), (os.uname().nodename, OUTAGE_S)])
+def test_one_whose_submitter_may_live_is_given_more_time(world, host, patience_s):
     claim = attempt(world.place, PRETRAIN, 1, submitted=False)
     Batches(world.place).write(batch(claim.batch, PRETRAIN, host=host, pid=os.getpid()))
     assert world.state() == "queued"
-    world.now = SUBMITTING_S - 0.1
+    world.now = patience_s - 0.1
     assert world.state() == "queued"
-    world.now = SUBMITTING_S
+    world.now = patience_s
     assert world.state() == "missing"
 
 
@@ -330,6 +339,14 @@ def test_what_slurm_ended_with_its_need_is_no_persons_doing_although_the_next_at
     chained(world, 1, after=1)
     assert world.state(EVALUATE) == "missing"
     assert Attempts(world.place, EVALUATE).end(1).kind == "dependency"
+
+
+def test_also_where_its_need_is_done_by_its_own_word_and_ended_badly_to_slurm(world):
+    attempt(world.place, PRETRAIN, 1, End(state="done"))
+    world.complete.add(PRETRAIN.name)
+    claim = attempt(world.place, EVALUATE, 1, after=1)
+    world.sees(claim, Seen(False, word="SLURM ended it", kind="dependency"))
+    assert world.state(EVALUATE) == "missing"
 
 
 def test_and_it_is_not_judged_before_it_is_certain_what_became_of_its_need(world):

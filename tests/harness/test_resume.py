@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import files, ledger
+from harness import checkpoint, files, ledger
 from harness.errors import HarnessError
+from harness.train import latents
 from harness.train import stage as stage_module
 from harness.train.log import Tick, append_line, last_ledger
 from harness.train.pretraining import Interrupted, Pretraining
@@ -176,6 +177,37 @@ def test_work_that_is_done_again_is_lost_and_not_charged_twice(toy_run: Callable
     assert redone - 0.004 <= book["lost"] <= lost + sum(log_lines(second)[-1]["ledger"].values())
     assert book["train"] == pytest.approx(log_lines(third)[-1]["ledger"]["train"], abs=0.05)
     assert third.step == 20 and third.spent() == 1
+
+
+def test_latents_that_are_read_or_made_again_are_lost_and_not_charged_once_more(
+    toy_run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(work: Callable) -> Callable:
+        def done(*words: object) -> object:
+            CLOCK.now += 3
+            return work(*words)
+
+        return done
+
+    monkeypatch.setattr(latents, "encode", slowly(latents.encode))
+    monkeypatch.setattr(checkpoint, "load_snapshot", slowly(checkpoint.load_snapshot))
+    first = toy_run("24step", ToyLatent)
+    first.should_stop = lambda: first.step >= 15
+    with pytest.raises(Interrupted):
+        first.run()
+    assert first.stage.name == "train"
+    prepared = first.ledger.snapshot()["prepare"]
+    assert prepared > 3
+    for times, made_again in enumerate([False, True], 1):
+        run = toy_run("24step", ToyLatent)
+        if made_again:
+            for path in run.folder.cache.iterdir():
+                path.unlink()
+        run.should_stop = lambda run=run, until=15 + 3 * times: run.step >= until
+        with pytest.raises(Interrupted):
+            run.run()
+        book = run.ledger.snapshot()
+        assert book["prepare"] == prepared and book["lost"] == pytest.approx(3 * times)
 
 
 def test_a_run_that_saves_itself_loses_nothing(toy_run: Callable) -> None:
