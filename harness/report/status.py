@@ -152,15 +152,21 @@ def show(study: Study, watch: bool = False) -> None:
     """Print where each run of the study stands, and its jobs where it has any; again and again with `watch`."""
     from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     study.asked()  # a folder that holds no study is told apart from a study that has no run yet
     look = _Looked(study)
     if not watch:
-        Console().print(Group(*look()))
+        console = Console()
+        for part in look():
+            if isinstance(part, str):  # a command to be copied is not to be broken into lines
+                console.print(part, markup=False, highlight=False, soft_wrap=True)
+            else:
+                console.print(part)
         return
     with Live(refresh_per_second=2) as live:
         while True:
-            live.update(Group(*look()))
+            live.update(Group(*(Text(part) if isinstance(part, str) else part for part in look())))
             time.sleep(WATCH_S)
 
 
@@ -221,7 +227,7 @@ def _without_tables(place: Study, closing: str) -> list[str]:
         return []
     return [
         f"the tables were not made: {error}",
-        f"  python -m harness table {place.path}    make them here",
+        f"  python -m harness resume {place.path}         make them here",
         f"  python -m harness logs {place.path} tables    what the last job printed",
     ]
 

@@ -173,7 +173,7 @@ def test_a_closing_job_that_fails_is_told_by_status_with_its_log(place, fake, ha
         fake.seen[key] = Seen(False, word="NODE_FAIL", kind="node")
     _, printed, _ = harness("status", place.path)
     assert "nothing of it is in the queue, and it is not complete" in printed
-    assert "the job that was to go on failed: unknown partition 'gpu'" in printed.replace("\n", " ")
+    assert "the job that was to go on failed: unknown partition 'gpu'" in printed
     folder = Batches(place).path(closing.name) / Batches(place).submitted(closing.name).job
     folder.mkdir(parents=True)
     (folder / "0_log.err").write_text("HarnessError: unknown partition\n")
@@ -191,8 +191,8 @@ def test_a_closing_job_that_fails_at_the_tables_is_told_until_they_are_made(plac
         assert worker.work(worker.Work(str(place.path), fake.submitted[-1][0].name, 0, 1), Stopper()) == "failed"
     _, printed, _ = harness("status", place.path)
     assert "the tables were not made: no space left" in printed
-    assert f"harness table {place.path}" in printed.replace("\n", " ")
-    assert harness("table", place.path)[0] == 0
+    assert f"harness resume {place.path}  " in printed, "whole, however long, on one line"
+    assert harness("resume", place.path)[0] == 0
     _, printed, _ = harness("status", place.path)
     assert "the tables were not made" not in printed
 
