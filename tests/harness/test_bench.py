@@ -252,4 +252,7 @@ def test_the_made_up_study_has_every_method_and_hits_that_are_its_accuracies(few
         n for n, p in method_plugins().items() if p.module.startswith("methods.")
     }
     numbers = [n for e in evals if e.eval in ("linear", "knn") for n in e.numbers.values()]
+    few, _ = many.write_runs(tmp_path / "few", 10)
+    asked, _ = few.asked_for()
+    assert len(asked) == 10 and {run.cell.method for run in asked} == set(many.METHODS)
     assert numbers and all(100 * share(n.hits or "", n.n).mean() == pytest.approx(n.value) for n in numbers)
