@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,36 @@ def test_a_command_that_fails_is_not_timed():
 
     with pytest.raises(subprocess.CalledProcessError):
         startup._run(["-c", "raise SystemExit(3)"])
+
+
+def test_page_bench_has_a_row_for_each_study_and_what_is_promised(chromium: str, capsys):
+    from harness.bench import page
+
+    page.bench(runs=14, rounds=1, few=7)
+    said = capsys.readouterr().out
+    assert "made-up studies of 7 and 14 runs" in said and "1 interleaved rounds" in said
+    assert " cores, " in said and "Chrom" in said
+    for words in ("rows", "MB", "written, s", "loaded, s", "times 7 runs", "filtered, s"):
+        assert words in said
+    assert re.findall(r"^\d+ runs(?= )", said, re.MULTILINE) == ["7 runs", "14 runs"]
+    assert re.search(r"Promised: under 2 s to load 1,000 runs\. Measured: \d+\.\d\d s to load 14 runs\.", said)
+
+
+def test_page_bench_without_a_browser_says_what_to_type(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HarnessError, match="no Chromium on the PATH") as absent:
+        run_bench("page")
+    assert absent.value.expected == "one of chromium, chromium-browser, google-chrome"
+    assert absent.value.next_step.startswith("apt-get install chromium")
+    assert capsys.readouterr().out == ""  # and no study was made for nothing
+
+
+def test_page_bench_wants_more_runs_than_those_of_the_small_study(monkeypatch: pytest.MonkeyPatch):
+    from harness.bench import page
+
+    monkeypatch.setattr(page, "chromium", lambda: "chromium")
+    with pytest.raises(HarnessError, match=r"(?s)a study of 10 runs.*more than the 10.*--runs 1000"):
+        run_bench("page", runs=10)
 
 
 @pytest.fixture
