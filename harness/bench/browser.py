@@ -53,9 +53,18 @@ class Tab:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The command's result, once its answer is there."""
+        return self._call(method, parameters, self._session)
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all the browser's processes since it began."""
+        found = self._call("SystemInfo.getProcessInfo", {}, "")["processInfo"]
+        return sum(process["cpuTime"] for process in found)
+
+    def _call(self, method: str, parameters: dict[str, Any], session: str) -> dict[str, Any]:
+        """Of the page with that session, or of the whole browser."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters}
-        message |= {"sessionId": self._session} if self._session else {}
+        message |= {"sessionId": session} if session else {}
         content = json.dumps(message).encode() + b"\0"
         try:
             while content:
