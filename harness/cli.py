@@ -218,10 +218,11 @@ writing.add(app)
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="train, evals, grid, startup or tables.")] = "startup",
+    what: Annotated[str, typer.Argument(help="train, evals, grid, startup, tables or page.")] = "startup",
     method: Annotated[str, typer.Option(help="train: mae, dit or ddae.")] = "mae",
     reference: Annotated[Path | None, typer.Option(help="train: a checkout of the method's own code.")] = None,
     size: Annotated[str | None, typer.Option(help="train: names separated by commas. [default: nano,ti]")] = None,
+    runs: Annotated[int | None, typer.Option(help="page: runs of its study. [default: 1000]")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Speed as ratios, each pair measured side by side in one run.
@@ -230,4 +231,4 @@ def bench(
     """
     from harness.bench import run_bench
 
-    run_bench(what, reference, data_dir, method, size)
+    run_bench(what, reference, data_dir, method, size, runs)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import unknown
 
-BENCHES = ("train", "evals", "grid", "startup", "tables")
+BENCHES = ("train", "evals", "grid", "startup", "tables", "page")
 # Threads that spin while they wait turn a busy neighbour into steps of seconds. Read once, when torch is loaded.
 PASSIVE = ("OMP_WAIT_POLICY", "passive")
 
@@ -22,8 +22,12 @@ def run_bench(
     data_dir: Path | None = None,
     method: str = "mae",
     sizes: str | None = None,
+    runs: int | None = None,
 ) -> None:
-    """Measure and print one of BENCHES; `train` needs a checkout of the `method`'s own code, `reference`."""
+    """Measure and print one of BENCHES; `train` needs a checkout of the `method`'s own code, `reference`.
+
+    Raises HarnessError for an unknown bench and for one whose needs (a checkout, a data set, a browser) are not here.
+    """
     if what == "train":
         from harness.bench.train import SIZES, bench
 
@@ -46,5 +50,9 @@ def run_bench(
         from harness.bench.tables import bench
 
         bench()
+    elif what == "page":
+        from harness.bench.page import RUNS, bench
+
+        bench(RUNS if runs is None else runs)
     else:
         raise unknown("bench", what, BENCHES, "python -m harness bench startup")

@@ -54,10 +54,20 @@ COLUMNS = {  # title, table, better, digits of each eval's numbers, by their key
 
 def write_study(folder: Path, records: int) -> tuple[Study, int]:
     """Write at least `records` of them, whole seeds of all cells; the study and how many there are."""
-    cells = list(product(METHODS, DATASETS, SIZES, BUDGETS))
-    seeds = -(-records // (len(cells) * RECORDS_OF_A_RUN))
+    runs = len(_cells())
+    return write_runs(folder, runs * -(-records // (runs * RECORDS_OF_A_RUN)))
+
+
+def write_runs(folder: Path, runs: int) -> tuple[Study, int]:
+    """Write that many, every method of a place before the next place, and all of a seed before the next.
+
+    The study and how many records it has, with those of the references.
+    """
+    cells = _cells()
     study, rng, keys, count = Study(folder), np.random.default_rng(0), [], 0
-    for seed, (method, dataset, size, budget) in product(range(seeds), cells):
+    for i in range(runs):
+        seed, at = divmod(i, len(cells))
+        dataset, size, budget, method = cells[at]
         run = made_run(Cell(method=method, dataset=dataset, size=size, budget=budget, seed=seed))
         place = study.run(run.key)
         _write(place.record, run)
@@ -65,12 +75,19 @@ def write_study(folder: Path, records: int) -> tuple[Study, int]:
             _write(place.evals(record.share or 0.0, record.cheap) / f"{record.eval}.json", record)
             count += 1
         keys.append(run.key)
-    for record in made_references(rng):
-        where = study.reference(record.dataset, record.reference or "", record.size)
-        _write(where / f"{record.eval}.json", record)
-        count += 1
-    (folder / "study.json").write_text(StudyRecord(request={"seeds": seeds}, keys=keys).model_dump_json())
+    for dataset, size in dict.fromkeys((dataset, size) for dataset, size, *_ in cells[:runs]):
+        for record in made_references(dataset, size, rng):
+            where = study.reference(record.dataset, record.reference or "", record.size)
+            _write(where / f"{record.eval}.json", record)
+            count += 1
+    request = {"seeds": -(-runs // len(cells))}
+    (folder / "study.json").write_text(StudyRecord(request=request, keys=keys).model_dump_json())
     return study, count + len(keys)
+
+
+def _cells() -> list[tuple[str, str, str, str]]:
+    """Data set, size, budget and method of each cell, but for the seed."""
+    return list(product(DATASETS, SIZES, BUDGETS, METHODS))
 
 
 def made_run(cell: Cell) -> RunRecord:
@@ -116,11 +133,10 @@ def made_evals(run: RunRecord, rng: np.random.Generator) -> Iterator[EvalRecord]
         yield _eval(run, name, share, True, rng)
 
 
-def made_references(rng: np.random.Generator) -> Iterator[EvalRecord]:
-    for dataset, size in product(DATASETS, SIZES):
-        for name in FULL:
-            reference = "real images" if name == "generation" else "raw pixels"
-            yield _record(name, dataset, 30.0, False, rng, reference=reference, size=size)
+def made_references(dataset: str, size: str, rng: np.random.Generator) -> Iterator[EvalRecord]:
+    for name in FULL:
+        reference = "real images" if name == "generation" else "raw pixels"
+        yield _record(name, dataset, 30.0, False, rng, reference=reference, size=size)
 
 
 def _eval(run: RunRecord, name: str, share: float, cheap: bool, rng: np.random.Generator) -> EvalRecord:

@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Spread(NamedTuple):
@@ -24,9 +26,9 @@ class Spread(NamedTuple):
         return f"{self.median:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
-def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """What each side returned in each round, A B A B ...: a slow minute of the machine slows all of them."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, list[T]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, measure in sides.items():
             found[name].append(measure())

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from harness.__main__ import main
+from harness.bench import browser
+from harness.errors import HarnessError, said
 
 METHOD = "from tests.toys import Toy\n\n\nclass Toyform(Toy):\n    pass\n\n\nMETHOD = Toyform\n"
 WEIGHTS = """
@@ -48,6 +50,15 @@ def harness(monkeypatch, capsys):
         return status, said.out, said.err
 
     return type_
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's program; the test is skipped where there is none."""
+    try:
+        return browser.chromium()
+    except HarnessError as absent:
+        pytest.skip(f"{said(absent)} (apt-get install chromium)")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,37 @@ def test_a_command_that_fails_is_not_timed():
         startup._run(["-c", "raise SystemExit(3)"])
 
 
+def test_page_bench_has_a_row_for_each_study_and_what_is_promised(chromium: str, capsys):
+    from harness.bench import page
+
+    page.bench(runs=14, rounds=1, few=7)
+    said = capsys.readouterr().out
+    assert "made-up studies of 7 and 14 runs" in said and "1 interleaved rounds" in said
+    assert " cores, " in said and "Chrom" in said
+    for words in ("MB", "written, s", "loaded, s", "loaded, CPU s", "times 7 runs", "filtered, s"):
+        assert words in said
+    assert re.findall(r"^\d+ runs(?= )", said, re.MULTILINE) == ["7 runs", "14 runs"]
+    assert "Promised: under 2 s to load 1,000 runs." in said
+    assert re.search(r"Measured: \d+\.\d\d s to load 14 runs, \d+\.\d\d s of CPU\.", said)
+
+
+def test_page_bench_without_a_browser_says_what_to_type(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HarnessError, match="no Chromium on the PATH") as absent:
+        run_bench("page")
+    assert absent.value.expected == "one of chromium, chromium-browser, google-chrome"
+    assert absent.value.next_step.startswith("apt-get install chromium")
+    assert capsys.readouterr().out == ""  # and no study was made for nothing
+
+
+def test_page_bench_wants_more_runs_than_those_of_the_small_study(monkeypatch: pytest.MonkeyPatch):
+    from harness.bench import page
+
+    monkeypatch.setattr(page, "chromium", lambda: "chromium")
+    with pytest.raises(HarnessError, match=r"(?s)a study of 10 runs.*more than the 10.*--runs 1000"):
+        run_bench("page", runs=10)
+
+
 @pytest.fixture
 def few_records(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.bench import many_records
@@ -252,4 +284,7 @@ def test_the_made_up_study_has_every_method_and_hits_that_are_its_accuracies(few
         n for n, p in method_plugins().items() if p.module.startswith("methods.")
     }
     numbers = [n for e in evals if e.eval in ("linear", "knn") for n in e.numbers.values()]
+    few, _ = many.write_runs(tmp_path / "few", 10)
+    asked, _ = few.asked_for()
+    assert len(asked) == 10 and {run.cell.method for run in asked} == set(many.METHODS)
     assert numbers and all(100 * share(n.hits or "", n.n).mean() == pytest.approx(n.value) for n in numbers)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from harness.bench.browser import Tab, browser
 from harness.bench.many_records import write_study as write_many
 from harness.page import charts
 from harness.page.command import content, report
@@ -23,7 +24,6 @@ from harness.records import EvalRecord, RunRecord, Spend
 from harness.report.tables import build
 from harness.report.view import View
 from harness.store import Study
-from tests.browser import Tab, browser, needs_browser
 from tests.harness.made_study import made_eval, made_run, made_study, write_study
 
 BAD = """</script><script>document.title = "broken"</script><img src=x onerror="document.title='broken'"> \0 "&amp;"""
@@ -54,7 +54,7 @@ def written(study: Study) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+def tab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
@@ -161,7 +161,6 @@ NUMBERS = ALL.format("#table-2 tbody tr.method") + ".map(row => parseFloat(row.c
 HEADS = ALL.format("#table-2 thead button")
 
 
-@needs_browser
 @pytest.mark.slow
 def test_it_sorts_filters_and_draws_without_a_word_on_the_console(written: Path, tab: Tab) -> None:
     tab.open(written)
@@ -204,7 +203,6 @@ def test_it_sorts_filters_and_draws_without_a_word_on_the_console(written: Path,
     assert len([address for address in tab.asked if address.startswith("file:")]) == 1
 
 
-@needs_browser
 @pytest.mark.slow
 def test_the_keyboard_opens_a_cells_records_and_closes_them(written: Path, tab: Tab) -> None:
     tab.open(written)
@@ -220,7 +218,6 @@ def test_the_keyboard_opens_a_cells_records_and_closes_them(written: Path, tab: 
     assert tab.js("document.querySelector('#table-2 thead th').hasAttribute('aria-sort')")
 
 
-@needs_browser
 @pytest.mark.slow
 def test_a_phone_and_the_dark(written: Path, tab: Tab) -> None:
     tab.open(written, width=390, height=844, dark=True)
@@ -232,7 +229,6 @@ def test_a_phone_and_the_dark(written: Path, tab: Tab) -> None:
     assert tab.js("document.querySelector('#trade svg').getBoundingClientRect().right") <= 390
 
 
-@needs_browser
 @pytest.mark.slow
 def test_what_records_say_does_not_run(tmp_path: Path, tab: Tab) -> None:
     run = made_run("umd", 0, notes=[BAD], message=BAD)
@@ -245,7 +241,6 @@ def test_what_records_say_does_not_run(tmp_path: Path, tab: Tab) -> None:
     assert tab.js("document.querySelectorAll('#facts img, #facts script').length") == 0
 
 
-@needs_browser
 @pytest.mark.slow
 def test_a_thousand_runs_are_there_and_answer(tmp_path: Path, tab: Tab) -> None:
     study, _ = write_many(tmp_path / "many", 18_000)
