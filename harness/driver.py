@@ -43,6 +43,7 @@ def run_study(
     answers = Answers()
     todo = jobs(study, data_dir)
     place = store.Study(out / study.folder_name())
+    refuse_living(place, study, todo)  # before the study is held, too: to hold it would disturb the jobs' command
     with only_writer(place.path):
         remember(study, todo, data_dir, answers)
         refuse_living(place, study, todo)

@@ -243,7 +243,7 @@ def _run_eval(name: str, context: Context, config: Any, about: _About) -> None:
     for picture in record.pictures:
         move(context.pictures / picture, about.place / picture)
     store.write(path, record)
-    about.looks.recorded(name)
+    about.looks.recorded(record.test_opened)
 
 
 def evaluate_as(

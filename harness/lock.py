@@ -30,7 +30,10 @@ def only_writer(folder: Path, what: str = "run") -> Iterator[None]:
     except OSError as error:
         raise explain(error, folder) from error
     with lock:
-        if not _taken(lock.fileno(), fcntl.LOCK_EX):
+        taken = _taken(lock.fileno(), fcntl.LOCK_EX)
+        if taken is None:
+            print("no locks on this file system: see to it that no other command works on this study", file=sys.stderr)
+        if taken is False:
             raise _held(folder, lock.read())
         lock.truncate(0)
         lock.write(f"{what} {socket.gethostname()} {os.getpid()}\n")
@@ -45,30 +48,12 @@ def refuse_trainer(folder: Path) -> None:
     except OSError:
         return
     with lock:
-        if not _taken(lock.fileno(), fcntl.LOCK_SH) and (said := lock.read()).partition(" ")[0] != "eval":
+        if _taken(lock.fileno(), fcntl.LOCK_SH) is False and (said := lock.read()).partition(" ")[0] != "eval":
             raise _held(folder, said)
 
 
-def holder(folder: Path) -> tuple[str, int] | None:
-    """Host and number of the process that holds the study; None where none does. Where the file system has no locks,
-    those of the last one that worked on it."""
-    try:
-        lock = open(folder / LOCK)  # noqa: SIM115
-    except OSError:
-        return None
-    with lock:
-        try:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if not isinstance(error, BlockingIOError) and error.errno not in NONE_HERE:
-                raise
-        else:
-            return None
-        _, host, number = [*lock.read().split(), "", "", ""][:3]
-        return (host, int(number)) if number.isdigit() else None
-
-
-def _taken(number: int, how: int) -> bool:
+def _taken(number: int, how: int) -> bool | None:
+    """Whether the lock is this process's now; None where the file system has none."""
     try:
         fcntl.flock(number, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,7 +61,7 @@ def _taken(number: int, how: int) -> bool:
     except OSError as error:
         if error.errno not in NONE_HERE:
             raise
-        print("no locks on this file system: see to it that no other command works on this study", file=sys.stderr)
+        return None
     return True
 
 

@@ -6,6 +6,7 @@ looks into its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,9 @@ class Looks:
         """Those of the eval `name`, of attempts before this one."""
         return [look for look in self._pending() if _is_of(look, name)]
 
-    def recorded(self, name: str) -> None:
-        """The looks of the eval `name` stand in its record now."""
-        left = [look for look in self._pending() if not _is_of(look, name)]
+    def recorded(self, looks: Sequence[TestOpened]) -> None:
+        """These stand in a record now. Another process may have opened the test part for the same eval meanwhile."""
+        left = [look for look in self._pending() if look not in looks]
         if left:
             write_atomic(self._path, "".join(look.model_dump_json() + "\n" for look in left))
         else:

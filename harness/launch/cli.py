@@ -88,7 +88,7 @@ def logs(
     cell: Annotated[str, typer.Argument(help="A run, by its key's start; a data set, for its references; or tables.")],
     lines: Annotated[int, typer.Option(help="Of each file, from its end; 0 for all.")] = 40,
 ) -> None:
-    """What the jobs of a run printed, of the newest attempt at each.
+    """What the jobs of a run printed, of the newest attempt at each task that printed anything.
 
     Example: python -m harness logs runs/cifar10-s-100gpu-h umd
     """

@@ -150,8 +150,12 @@ def read_launch(place: store.Study) -> Asked | None:
 
 
 def resume(place: store.Study, detach: bool) -> tuple[store.Study, list[str]] | None:
-    """`run` again, as it was asked for the last time."""
+    """`run` again, as it was asked for the last time. A study that is complete lacks its tables alone: no cluster is
+    asked for them."""
     asked = _launched_by(place)
+    driver = looking(place)
+    if all(standing.state == "done" for standing in driver.look().values()):
+        return place, []
     study = build(place.asked().request)
     path = place.path.resolve()  # `.` has no name
     return launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=detach))
@@ -266,13 +270,16 @@ def close(place: store.Study, batch: Batch) -> None:
     from harness.report import tables
 
     refuse_trainer(place.path)
-    launch = replace(_launched_by(place).launch, cluster=batch.executor)  # a later command may work in another way
+    launch = _launched_by(place).launch
     study = build(batch.request)
     data_dir = None if batch.data_dir is None else Path(batch.data_dir)
     executor, gpus = _looker(place, launch)
     truth = Truth(study, place, jobs(study, data_dir, gpus), data_dir)
     driver = Driver(truth, executor, batch.code, launch.tries, launch.rendezvous)
     standings = driver.look()
+    if not over(standings) and launch.cluster != batch.executor:
+        print(f"the study goes on in another way now: --cluster {launch.cluster}")
+        return
     if not over(standings):  # what goes on needs a partition that takes it; tables do not
         driver = replace(driver, executor=_executor(place, launch, study)[0])
         standings = settle(driver)

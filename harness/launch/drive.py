@@ -23,6 +23,7 @@ from harness.launch.tasks import ORDER, Task, graph
 from harness.launch.truth import Truth, log_tail, progress
 from harness.lock import refuse_trainer
 from harness.pretrain_run import opening
+from harness.processes import born
 from harness.records import ENDED
 from harness.shared import adopt
 
@@ -66,6 +67,7 @@ class Driver:
         """Look once, and submit whatever can be; the standings of before that."""
         standings = self.look()
         self._cancel(standings)
+        self._record_cancelled(standings)
         made: list[str] = []
         try:
             self.submit(standings, made)
@@ -114,16 +116,18 @@ class Driver:
             rendezvous=self.rendezvous,
             host=socket.gethostname(),
             pid=os.getpid(),
+            born=born(os.getpid()),
             at=now(),
         )
-        if self.executor.chains:  # its jobs go on without this command, which holds no lock for them
-            refuse_trainer(self.place.path)
         Batches(self.place).write(batch)
         needs = [None if after is None else self._newest(task.needs[-1], where) for task in tasks]
         claims = [self._claim(task, batch, index, needs[index]) for index, task in enumerate(tasks)]
         if not any(won for _, won in claims):
             return []
         try:
+            # A process that trains looks for claims once it has the lock, we for the lock once we have the claims.
+            if self.executor.chains:
+                refuse_trainer(self.place.path)
             self.executor.submit(batch, [claim.attempt for claim, _ in claims], tasks[0].stage, after)
         except Exception as error:
             if not isinstance(error, Unreachable):  # then it may have worked: the queue is asked for it later
@@ -193,9 +197,10 @@ class Driver:
             self.say(f"no job that goes on when these have ended: {said(error)}; `harness resume` does it then")
 
     def is_closed(self) -> bool:
-        """Whether a job that goes on when the others have ended, or makes the tables, was taken by the cluster."""
-        closing = Batches(self.place).closing()
-        return closing is not None and Batches(self.place).submitted(closing) is not None
+        """Whether a job that goes on when the others have ended, or makes the tables, is in the cluster's hands."""
+        batches = Batches(self.place)
+        closing = batches.closing()
+        return closing is not None and batches.submitted(closing) is not None and batches.error(closing) is None
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -204,10 +209,10 @@ class Driver:
         for standing in standings.values():
             if standing.task.stage == "pretrain" and standing.state == "failed":
                 self._record_failure(standing)
-            if standing.task.stage == "pretrain" and standing.state == "cancelled":
-                self._record_cancel(standing.task.key)
+        self._record_cancelled(standings)
         for job in self.truth.todo:
-            if job.source is not None and self.truth.record(job.key) is None:
+            record = None if job.source is None else self.truth.record(job.key)
+            if job.source is not None and (record is None or record.state not in ENDED):
                 source = self.truth.record(job.source.key)
                 if source is not None:
                     adopt(job, self.place, source)
@@ -222,20 +227,26 @@ class Driver:
 
     def _record_failure(self, standing: Standing) -> None:
         job, record = self.truth.job(standing.task.key), self.truth.record(standing.task.key)
+        if record is not None and record.state in ENDED:  # a job that was thought dead came to its end
+            return
         folder = self.place.run(job.key)
         first = (standing.why.splitlines() or ["failed"])[0]
         claim = Attempts(self.place, standing.task).last()
         tail = "" if claim is None else log_tail(self.place, claim)
         write_atomic(folder.error, f"{standing.why}\n" if tail in standing.why else f"{standing.why}\n\n{tail}\n")
-        if record is None or record.state not in (*ENDED, "failed"):
+        if record is None or record.state != "failed":
             update = {"state": "failed", "message": first, "attempts": standing.attempt}
             store.write(folder.record, (record or opening(job, None)).model_copy(update=update))
 
-    def _record_cancel(self, key: str) -> None:
+    def _record_cancelled(self, standings: dict[str, Standing]) -> None:
         """A job that is ended at once cannot say so itself; the run can go on from its last checkpoint."""
-        record = self.truth.record(key)
-        if record is not None and record.state == "running":
-            store.write(self.place.run(key).record, record.model_copy(update={"state": "interrupted"}))
+        for standing in standings.values():
+            if standing.task.stage != "pretrain" or standing.state != "cancelled":
+                continue
+            record = self.truth.record(standing.task.key)
+            if record is not None and record.state == "running":
+                update = {"state": "interrupted"}
+                store.write(self.place.run(record.key).record, record.model_copy(update=update))
 
 
 def _indented(text: str) -> str:

@@ -76,6 +76,7 @@ class Batch(Model):
     rendezvous: str = "tcp"
     host: str = ""
     pid: int = 0
+    born: str = ""  # that process, told from a later one of its number
     at: str = ""
 
 
@@ -102,7 +103,7 @@ def now() -> str:
 
 
 def batch_name(stage: str) -> str:
-    return f"{stage}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    return f"{stage}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}"
 
 
 def home(place: store.Study, task: Task) -> Path:
@@ -255,17 +256,18 @@ class Batches:
         return sorted(path.parent.name for path in self.folder.glob("*/batch.json"))
 
     def closing(self) -> str | None:
-        """The newest job that was to make the tables; names begin with the stage and end with the moment."""
-        return max((name for name in self.all() if name.startswith("tables-")), default=None)
+        """The newest job that was to make the tables, by the file system's clock: those of nodes may differ."""
+        found = [(self.written_at(name), name) for name in self.all() if name.startswith("tables-")]
+        return max(found)[1] if found else None
+
+    def written_at(self, name: str) -> float:
+        """When the batch was meant to be submitted, by the file system's clock."""
+        return (self.path(name) / "batch.json").stat().st_mtime
 
     def error(self, name: str) -> str | None:
         """What the closing job `name` failed of."""
         path = self.path(name) / "error.txt"
         return path.read_text().strip() if path.exists() else None
-
-    def error_at(self, name: str) -> float:
-        """When it failed, as the file system counts."""
-        return (self.path(name) / "error.txt").stat().st_mtime
 
     def write_error(self, name: str, said: str) -> None:
         write_atomic(self.path(name) / "error.txt", said + "\n")

@@ -16,7 +16,6 @@ from harness.errors import HarnessError
 from harness.launch.folders import Attempts, Batch, Batches, Claim, Submitted
 from harness.launch.standing import Seen, submitter_lives
 from harness.launch.tasks import parse
-from harness.lock import holder
 
 Key = tuple[str, int]  # a batch and an element of it
 
@@ -57,7 +56,8 @@ class Local:
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             return Seen(False, word=f"the worker ended: {how}", kind="killed")
         batch = Batches(self.place).read(claim.batch)
-        if batch is None or (alive := self._command_lives(batch)) is None:
+        alive = submitter_lives(batch)
+        if alive is None:
             return None
         if not alive:
             return Seen(False, word="the command that ran it is gone", kind="signal")
@@ -65,15 +65,6 @@ class Local:
         if lease is not None and lease.attempt == claim.attempt:
             return Seen(True, running=True, word="running")
         return Seen(True, word="waiting for a device")
-
-    def _command_lives(self, batch: Batch) -> bool | None:
-        """Whether another command has the batch, None where that cannot be seen from here. By the study's lock: the
-        number of a command that is gone may be another process's by now."""
-        if self.devices:
-            return False  # this command holds the study
-        if holder(self.place.path) == (batch.host, batch.pid):
-            return submitter_lives(batch) is not False  # where the file system has no locks, it may be gone
-        return False if batch.host == socket.gethostname() else None
 
     def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
         return None

@@ -11,7 +11,7 @@ from harness.launch import submit
 from harness.launch.folders import Batch, Batches, Claim, Submitted
 from harness.launch.options import Launch
 from harness.launch.queue import ALIVE, Account, InQueue, Queue
-from harness.launch.standing import Seen
+from harness.launch.standing import WITH_ITS_NEED, Seen
 from harness.launch.truth import log_tail, logs
 
 ENDINGS = {  # SLURM's words for how a job ended, in ours
@@ -86,7 +86,7 @@ class Slurm:
             return None
         by_slurm = (row is not None and row.reason == NEVER) or account.said == "CANCELLED"  # a person's has "by 1000"
         if claim.after and by_slurm:
-            return Seen(False, word="SLURM ended it: what it needs did not come to its end", kind="dependency")
+            return Seen(False, word=WITH_ITS_NEED, kind="dependency")
         return self._dead(claim, account.state if account.state in ENDINGS or row is None else row.state, account.code)
 
     def _dead(self, claim: Claim, state: str, code: str) -> Seen:

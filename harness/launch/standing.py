@@ -8,7 +8,6 @@ kind in a row that got no further.
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import time
@@ -20,6 +19,7 @@ from harness import store
 from harness.launch.folders import Attempts, Batch, Batches, Claim, End, now
 from harness.launch.tasks import Task
 from harness.launch.truth import log_tail, progress
+from harness.processes import lives
 
 State = Literal["done", "running", "queued", "missing", "waiting", "failed", "skipped", "cancelled"]
 OVER: tuple[State, ...] = ("done", "failed", "skipped", "cancelled")
@@ -29,6 +29,7 @@ OUTAGE_S = 900.0  # and while its submitter lives: sbatch is tried three times, 
 MOST_TRIES = 200  # of one task, whatever ended them
 UNSEEN = "submitted, and not seen yet"
 FREE = ("node", "preempted", "signal", "void", "dependency", "cancelled")
+WITH_ITS_NEED = "SLURM ended it with the job that it was to come after"
 HOPELESS = ("memory", "no progress")  # the same again would end in the same way: one is enough
 
 
@@ -178,7 +179,7 @@ class Look:
             if need is not None and need.why == UNSEEN:
                 return None
             if need is not None and not self._fulfilled(need, claim):
-                kind, message = "dependency", "what it needs did not come to its end"
+                kind, message = "dependency", WITH_ITS_NEED
         else:
             first = self._absent.setdefault((task.name, claim.attempt), self.clock())
             kind, message, patience = self._missed(claim)
@@ -250,18 +251,4 @@ def _ready(needs: list[Standing]) -> bool:
 
 def submitter_lives(batch: Batch | None) -> bool | None:
     """Whether the command that wrote the batch is alive; None where that cannot be seen from this computer."""
-    return None if batch is None or batch.host != socket.gethostname() else lives(batch.pid)
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:  # a process that ended and that nobody waited for still has its number
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return True
+    return None if batch is None or batch.host != socket.gethostname() else lives(batch.pid, batch.born)

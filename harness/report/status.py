@@ -202,34 +202,31 @@ def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
     states, place = {standing.state for standing in standings.values()}, driver.place
     if states & {"running", "queued"}:
         return []
-    closing, error = Batches(place).closing(), None
-    if not states & {"missing", "waiting"}:
-        return [] if closing is None else _without_tables(place, closing)
+    closing, error, left = Batches(place).closing(), None, bool(states & {"missing", "waiting"})
+    if not left and (closing is None or _made_since(place, closing)):
+        return []
     if closing is not None:
         job = driver.executor.look([closing])(Claim(attempt=1, batch=closing, index=0))
         if job is not None and job.alive:
-            return ["the job that goes on is in the queue"]
+            return [f"the job that {'goes on' if left else 'makes the tables'} is in the queue"]
         error = Batches(place).error(closing)
-    said = ["nothing of it is in the queue, and it is not complete"]
-    said += [f"the job that was to go on failed: {error}"] if error else []
-    next_steps = [f"  python -m harness resume {place.path}         submit what is missing"]
+    said = ["nothing of it is in the queue, and it is not complete" if left else "its tables were not made"]
+    said += [f"the job that was to {'go on' if left else 'make them'} failed: {error}"] if error else []
+    does = "submit what is missing" if left else "make them"
+    if not left and states != {"done"}:
+        does = "try again what failed or was cancelled, and make them"
+    next_steps = [f"  python -m harness resume {place.path}         {does}"]
     if closing is not None:
         next_steps.append(f"  python -m harness logs {place.path} tables    what the last job printed")
     return [*said, *next_steps]
 
 
-def _without_tables(place: Study, closing: str) -> list[str]:
-    """What to do where everything is done but the tables, of which the closing job failed."""
+def _made_since(place: Study, batch: str) -> bool:
+    """Whether the tables are newer than the batch."""
     from harness.launch.folders import Batches
 
-    error, made = Batches(place).error(closing), place.tables()
-    if error is None or (made.exists() and made.stat().st_mtime > Batches(place).error_at(closing)):
-        return []
-    return [
-        f"the tables were not made: {error}",
-        f"  python -m harness resume {place.path}         make them here",
-        f"  python -m harness logs {place.path} tables    what the last job printed",
-    ]
+    made = place.tables()
+    return made.exists() and made.stat().st_mtime >= Batches(place).written_at(batch)
 
 
 def _not_begun(absent: list[Standing]) -> list[str]:

@@ -25,7 +25,7 @@ SLURM = Asked(Launch(cluster="slurm"), detach=True)
 @pytest.fixture
 def fake(tmp_path, monkeypatch) -> Fake:
     """What every command of this test is given for its executor."""
-    made = Fake(store.Study(tmp_path / "s"))
+    made = Fake(store.Study(tmp_path / "s"), name="slurm")
     monkeypatch.setattr(command, "_executor", lambda *_: (made, 0))
     monkeypatch.setattr(command, "_looker", lambda *_: (made, 0))
     return made
@@ -185,16 +185,38 @@ def test_a_closing_job_that_fails_at_the_tables_is_told_until_they_are_made(plac
     monkeypatch.setattr(command.Truth, "complete", lambda self, task: True)
     for task in command.looking(place).tasks:
         Attempts(place, task).ended(1, command.End(state="done"))
-    made = "harness.report.tables.write_all"
+    made, closing = "harness.report.tables.write_all", fake.submitted[-1][0]
     with monkeypatch.context() as failing:
         failing.setattr(made, lambda *_: (_ for _ in ()).throw(HarnessError("no space left")))
-        assert worker.work(worker.Work(str(place.path), fake.submitted[-1][0].name, 0, 1), Stopper()) == "failed"
+        assert worker.work(worker.Work(str(place.path), closing.name, 0, 1), Stopper()) == "failed"
     _, printed, _ = harness("status", place.path)
-    assert "the tables were not made: no space left" in printed
-    assert f"harness resume {place.path}  " in printed, "whole, however long, on one line"
+    assert "the job that makes the tables is in the queue" in printed
+    fake.seen[closing.name, 0] = Seen(False, word="OUT_OF_MEMORY", kind="memory")
+    _, printed, _ = harness("status", place.path)
+    assert "its tables were not made\nthe job that was to make them failed: no space left" in printed
+    (Batches(place).path(closing.name) / "error.txt").unlink()  # of a job that was killed it has no word
+    _, printed, _ = harness("status", place.path)
+    assert "its tables were not made\n" in printed
+    assert f"harness resume {place.path}         make them\n" in printed, "whole, however long, on one line"
+    monkeypatch.setattr(command, "_executor", lambda *_: pytest.fail("tables need no partition that takes jobs"))
     assert harness("resume", place.path)[0] == 0
     _, printed, _ = harness("status", place.path)
-    assert "the tables were not made" not in printed
+    assert "tables were not made" not in printed
+
+
+def test_missing_tables_of_a_study_with_failures_are_not_promised_for_nothing(place, fake, harness):
+    command.cancel(place, [])
+    for key in fake.seen:
+        fake.seen[key] = Seen(False, word="CANCELLED by 0", kind="cancelled")
+    _, printed, _ = harness("status", place.path)
+    assert "try again what failed or was cancelled, and make them" in printed
+
+
+def test_a_closing_job_leaves_a_study_to_the_command_that_goes_on_with_it_in_another_way(place, fake, capsys):
+    for key in fake.seen:
+        fake.seen[key] = Seen(False, word="NODE_FAIL", kind="node")
+    command.close(place, fake.submitted[-1][0].model_copy(update={"executor": "slurm of before"}))
+    assert "goes on in another way now: --cluster slurm" in capsys.readouterr().out and len(fake.submitted) == 5
 
 
 def test_logs_of_what_was_cancelled_in_no_queue_are_those_of_the_attempt_before(place, fake, harness):

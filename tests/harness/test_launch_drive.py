@@ -245,8 +245,21 @@ def test_a_run_that_was_cancelled_while_it_trained_is_running_no_more(world, sta
     Attempts(w.place, task).ended(1, End(state="stopped", kind="cancelled"))
     for key in w.fake.seen:
         w.fake.seen[key] = Seen(False, word="CANCELLED by 1000", kind="cancelled")
-    w.driver.failures(w.driver.look())
-    assert store.read_as(RunRecord, w.place.run(task.key).record).state == shown
+    w.driver.round()
+    assert store.read_as(RunRecord, w.place.run(task.key).record).state == shown, "while others may go on"
+
+
+def test_a_run_that_came_to_its_end_after_it_was_given_up_is_not_marked_as_failed(world):
+    w = world("mae")
+    task = w.task("pre mae")
+    for number in (1, 2, 3):
+        attempt(w.place, task, number, End(state="failed", kind="error", message="RuntimeError: no"))
+    standings = w.driver.look()
+    record = opening(w.todo[0], None).model_copy(update={"state": "finished"})
+    store.write(w.place.run(task.key).record, record)
+    w.driver.failures(standings)
+    assert store.read_as(RunRecord, w.place.run(task.key).record).state == "finished"
+    assert not w.place.run(task.key).error.exists()
 
 
 def test_failed_runs_are_recorded_with_the_end_of_their_log_and_so_are_their_readers(world):

@@ -17,8 +17,7 @@ from harness.launch.tasks import graph
 from harness.lock import only_writer, refuse_trainer
 from harness.resolve import jobs
 from harness.study import build
-from tests.harness.launched import Fake, attempt, batch, programs
-from tests.harness.test_launch_standing import ended_process
+from tests.harness.launched import Fake, attempt, batch, ended_process, programs
 
 STUDY = build({"methods": "mae", "budget": "4step", "evals": "knn", "name": "s", "train": {"snapshots": []}})
 IN_SLURM = "1001|RUNNING|None|n1|harness-b1-pretrain"
@@ -111,6 +110,8 @@ def test_nor_beside_one_that_came_while_a_command_waits(place, tmp_path, monkeyp
     with only_writer(place.path), pytest.raises(HarnessError, match="is working on the study"):
         driver.round()
     assert len(fake.submitted) == many
+    run = next(task for task in driver.tasks if task.stage == "pretrain")
+    assert Attempts(place, run).end(2).kind == "void", "its claims are let go"
 
 
 def test_nor_does_a_closing_job_go_on_with_it(place, monkeypatch):

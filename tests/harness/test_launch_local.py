@@ -17,10 +17,8 @@ from harness.errors import HarnessError
 from harness.launch import local
 from harness.launch.folders import Attempts, Batches, Claim
 from harness.launch.local import Local
-from harness.launch.standing import lives
-from harness.lock import only_writer
-from tests.harness.launched import PRETRAIN, batch
-from tests.harness.test_launch_standing import ended_process
+from harness.processes import born, lives
+from tests.harness.launched import PRETRAIN, batch, ended_process
 
 SLEEP = "import time; print('asleep', flush=True); time.sleep(600)"
 
@@ -93,23 +91,10 @@ def test_a_task_of_a_command_that_is_gone_is_known_as_that(place):
 
 
 def test_also_where_another_process_has_its_number_by_now(place):
-    Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid()))
-    assert not seen(Local(place, []), 0).alive, "nobody holds the study"
-    with only_writer(place.path):
-        assert seen(Local(place, []), 0).alive
-        assert not seen(Local(place, [""]), 0).alive, "this command holds it, and the batch is not of it"
-
-
-def test_where_the_file_system_has_no_locks_the_number_alone_says_it(place, monkeypatch, capsys):
-    def none(*_):
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", none)
-    with only_writer(place.path):
-        for pid, alive in ((os.getpid(), True), (ended_process(), False)):
-            Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=pid))
-            assert seen(Local(place, []), 0).alive == alive
-    assert capsys.readouterr().err.count("no locks") == 1, "a look is quiet about it"
+    mine = batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid(), born=born(os.getpid()))
+    for who, alive in ((mine, True), (mine.model_copy(update={"born": "another boot 17"}), False)):
+        Batches(place).write(who)
+        assert seen(Local(place, []), 0).alive == alive
 
 
 @pytest.mark.parametrize(
@@ -199,7 +184,6 @@ def test_what_workers_here_would_ignore_is_refused(tmp_path, harness, words, sai
 
 def test_a_worker_of_another_command_is_seen_at_work(place):
     Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid()))
-    with only_writer(place.path):
-        assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for a device")
-        Attempts(place, PRETRAIN).take(1)
-        assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (True, "running")
+    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for a device")
+    Attempts(place, PRETRAIN).take(1)
+    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (True, "running")

@@ -100,6 +100,13 @@ def test_an_outage_is_waited_out(slurm, slept, tmp_path):
     assert len(called(folder, "squeue")) == 4 and slept == [1.0, 2.0, 4.0], "with longer and longer pauses"
 
 
+def test_where_nobody_vouches_for_the_user_that_is_an_outage_too(slurm, slept):
+    folder = slurm(squeue="echo 'slurm_load_jobs error: Protocol authentication error' >&2; exit 1")
+    with pytest.raises(Unreachable):
+        Queue(patience_s=0.05).jobs()
+    assert len(called(folder, "squeue")) >= 1
+
+
 def test_patience_ends_and_says_that_jobs_go_on(slurm, slept):
     slurm(squeue=AWAY)
     with pytest.raises(Unreachable, match="does not answer: slurm_load_jobs error: Unable to contact") as told:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from harness import store
 from harness.files import write_atomic
 from harness.launch.folders import Attempts, Batches, End
-from harness.launch.standing import MOST_TRIES, OUTAGE_S, SUBMITTING_S, TWICE_S, UNSEEN, Look, Seen, lives
+from harness.launch.standing import MOST_TRIES, OUTAGE_S, SUBMITTING_S, TWICE_S, UNSEEN, Look, Seen
 from harness.launch.tasks import Task
-from tests.harness.launched import EVALUATE, PRETRAIN, Fake, attempt, batch
+from tests.harness.launched import EVALUATE, PRETRAIN, Fake, attempt, batch, ended_process
 
 READER = Task("evaluate", "reader-0", 1.0, (PRETRAIN.name, EVALUATE.name))
 ERROR = End(state="failed", kind="error", message="RuntimeError: no")
@@ -268,16 +266,11 @@ def test_failures_are_forgiven_when_the_user_asks_again_and_count_anew_from_ther
     assert world.state() == "failed"
 
 
-def ended_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_batch_whose_submitter_died_before_it_had_an_id_is_void_soon(world):
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_batch_whose_submitter_died_before_it_had_an_id_is_void_soon(world, reused):
     claim = attempt(world.place, PRETRAIN, 1, submitted=False)
-    mine = batch(claim.batch, PRETRAIN, host=os.uname().nodename, pid=ended_process())
-    Batches(world.place).write(mine)
+    who = {"pid": os.getpid(), "born": "another boot 17"} if reused else {"pid": ended_process()}
+    Batches(world.place).write(batch(claim.batch, PRETRAIN, host=os.uname().nodename, **who))
     assert world.state() == "queued"
     world.now = TWICE_S
     assert world.state() == "missing"
@@ -305,16 +298,6 @@ def test_what_killed_it_is_told_with_the_end_of_its_log(world):
     assert Attempts(world.place, PRETRAIN).end(1).message == "SLURM ended it: FAILED\nout of luck"
 
 
-def test_whether_a_process_lives():
-    assert lives(os.getpid()) and not lives(ended_process())
-    zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
-    zombie.stdout.read()  # until it ended; nobody has waited for it
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
-    assert not lives(zombie.pid)
-    zombie.stdout.close()
-    zombie.wait()
-
-
 def chained(world: World, number: int, after: int) -> None:
     """An evaluation that was to come after that attempt at the run, and that SLURM shows as cancelled."""
     world.sees(attempt(world.place, EVALUATE, number, after=after), Seen(False, word="CANCELLED", kind="cancelled"))
@@ -339,14 +322,6 @@ def test_what_slurm_ended_with_its_need_is_no_persons_doing_although_the_next_at
     chained(world, 1, after=1)
     assert world.state(EVALUATE) == "missing"
     assert Attempts(world.place, EVALUATE).end(1).kind == "dependency"
-
-
-def test_also_where_its_need_is_done_by_its_own_word_and_ended_badly_to_slurm(world):
-    attempt(world.place, PRETRAIN, 1, End(state="done"))
-    world.complete.add(PRETRAIN.name)
-    claim = attempt(world.place, EVALUATE, 1, after=1)
-    world.sees(claim, Seen(False, word="SLURM ended it", kind="dependency"))
-    assert world.state(EVALUATE) == "missing"
 
 
 def test_and_it_is_not_judged_before_it_is_certain_what_became_of_its_need(world):
