@@ -226,6 +226,7 @@ def main() -> int:
     if "SLURM_UP_DIR" not in os.environ:
         parser.error('no test cluster in this shell; next: eval "$(tests/cluster/slurm-up DIR)"')
     study = asked.study.resolve()
+    study.parent.mkdir(parents=True, exist_ok=True)
     cluster = Cluster(Path(os.environ["SLURM_UP_DIR"]), {"SLURM_CONF": os.environ["SLURM_CONF"]})
     driver = Driver(command, study.with_name(f"{study.name}.driver.log")) if command else None
     chaos = Chaos(cluster, study, driver, Rng(asked.seed).at("chaos"))
