@@ -93,7 +93,15 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, progress: float, rng: Rng) -> Loss:
         # Wrappers (data parallel, autocast, compile) hook `forward`, so the loop calls the objective through it.
-        return self.pretrain(batch, progress, rng)
+        loss = self.pretrain(batch, progress, rng)
+        if not isinstance(loss, Loss) or loss.total.ndim:
+            raise HarnessError(
+                f"`pretrain` of {type(self).__name__} returned "
+                + (f"a total of shape {list(loss.total.shape)}" if isinstance(loss, Loss) else type(loss).__name__),
+                "a harness.method.Loss: a total without dimensions, and its named parts for the log",
+                'for example: return Loss(loss, {"mse": loss.detach()})',
+            )
+        return loss
 
     def optim(self, batch_size: int) -> Optim:
         raise NotImplementedError

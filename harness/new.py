@@ -68,7 +68,8 @@ def _folder(name: str) -> dict[str, str]:
 
 def _package(name: str) -> dict[str, str]:
     about = _renamed((STARTER / "pyproject.toml").read_text(), name)
-    files = {f"{name}/{path}": text for path, text in _method(name).items()}
+    # Below src/: Python would take the outer folder for the package where it runs beside it.
+    files = {f"src/{name}/{path}": text for path, text in _method(name).items()}
     return {"pyproject.toml": about, **files, f"tests/{TEST}": _test(name, name)}
 
 

@@ -36,13 +36,21 @@ class Plugin:
         """The plugin's class or module. Raises HarnessError, naming the plugin, when its import fails."""
         try:
             module = importlib.import_module(self.module)
-            return module if self.attribute is None else getattr(module, self.attribute)
         except Exception as error:
             raise HarnessError(
                 f"the {self.kind} {self.name!r} cannot be imported: {type(error).__name__}: {error}",
                 f"importing {self.module} to work",
                 f'python -c "import {self.module}" shows where it fails; or leave {self.name!r} out',
             ) from error
+        if self.attribute is None:
+            return module
+        if not hasattr(module, self.attribute):
+            raise HarnessError(
+                f"the {self.kind} {self.name!r} cannot be found: {self.module} has no attribute {self.attribute!r}",
+                f"{self.attribute} in {module.__file__}, the class of the {self.kind}",
+                f"end the file with {self.attribute} = THE_CLASS; or leave {self.name!r} out",
+            )
+        return getattr(module, self.attribute)
 
 
 def method_plugins() -> dict[str, Plugin]:
@@ -154,7 +162,11 @@ def card(name: str) -> dict[str, Any]:
     folder = find("method", name).folder
     path = folder / "card.toml" if folder else None
     if path is None or not path.is_file():
-        raise HarnessError(f"the method {name!r} has no card.toml", "a card beside its method.py")
+        raise HarnessError(
+            f"the method {name!r} has no card.toml",
+            f"a card beside its method.py, as {path or 'card.toml'}",
+            "methods/mae/card.toml shows what is in one",
+        )
     try:
         return tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ from harness.rng import Rng
 
 @dataclass(frozen=True)
 class Config:
-    """Every number that the paper lists; `simclr.NAME=VALUE` on the command line sets one."""
+    """Every number that a paper would list; `simclr.NAME=VALUE` on the command line sets one."""
 
     patch: int = 16  # pixels
     trunk: Trunk = TRUNKS["b"]
@@ -40,7 +40,7 @@ class Config:
     warmup: float = 0.05  # share of the budget
 
 
-class SimCLR(Method):
+class Simclr(Method):
     Config = Config
 
     @classmethod
@@ -51,8 +51,9 @@ class SimCLR(Method):
         super().__init__()
         self.config, self.data = config, data
         width, depth, heads = config.trunk
+        numbers = data.channels * config.patch**2
         self.across = data.size // config.patch
-        self.embed = nn.Linear(data.channels * config.patch**2, width)
+        self.embed = nn.Linear(numbers, width)
         self.register_buffer("positions", sincos_2d(width, self.across))
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, attn_layer=Attention) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -63,9 +64,10 @@ class SimCLR(Method):
             nn.Linear(width, config.projection),
         )
 
-    # -- the objective (section 2.1, algorithm 1) ---------------------------------------------------------------
+    # -- the objective ------------------------------------------------------------------------------------------
 
     def pretrain(self, batch: Batch, progress: float, rng: Rng) -> Loss:
+        """Section 2.1, algorithm 1."""
         views = [self.view(batch.images, rng.at("view", which)) for which in (0, 1)]
         loss = self.contrast(self.project(self.pooled(torch.cat(views))))
         return Loss(loss, {"nt-xent": loss.detach()})
@@ -122,7 +124,7 @@ class SimCLR(Method):
     # -- recognise ----------------------------------------------------------------------------------------------
 
     def taps(self) -> list[Tap]:
-        """Every quarter of the blocks, the last ones first. The projection is left out, as the paper does."""
+        """Every quarter of the blocks, the last ones first."""
         depth = len(self.blocks)
         return [Tap(f"block{depth * quarters // 4}") for quarters in (4, 3, 2, 1)]
 
@@ -136,4 +138,4 @@ class SimCLR(Method):
         return [tokens.mean(dim=1) for tokens in read]
 
 
-METHOD = SimCLR
+METHOD = Simclr

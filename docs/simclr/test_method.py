@@ -8,15 +8,15 @@ import torch
 
 from harness.method import DataSpec
 from harness.rng import Rng
-from methods.simclr.method import SimCLR
+from methods.simclr.method import Simclr
 
 COLOUR = DataSpec("colour", channels=3, size=16, classes=10)
 
 
-def simclr() -> SimCLR:
+def simclr() -> Simclr:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SimCLR(SimCLR.recipe("nano", COLOUR), COLOUR)
+        return Simclr(Simclr.recipe("nano", COLOUR), COLOUR)
 
 
 def test_the_loss_is_small_where_views_agree_and_that_of_guessing_where_all_are_alike():

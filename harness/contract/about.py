@@ -23,6 +23,8 @@ NEEDED = {
     "title": str, "paper": str, "year": int, "arxiv": str, "idea": str, "space": str, "sampling": str, "notes": list,
     "capabilities": dict,
 }  # fmt: skip
+EMPTY = {str: '""', int: "2024", list: "[]", dict: "{}"}
+NO_SAMPLER = "none"  # what `sampling` says of a method that cannot draw
 PUBLISHED = {"model", "dataset", "metric", "value", "protocol", "source"}
 VERBS = {"features": "features", "sample": "sample", "labels": "labelled"}
 COSTS = ("parameters", "forward_flop", "features_flop")  # of sizes.Measure
@@ -33,9 +35,13 @@ BORROWED = 0.1  # of the trained parameters: frozen ones beyond are no table of 
 
 def card(subject: Subject) -> str:
     about = subject.card
-    wrong = [f"{key} ({kind.__name__})" for key, kind in NEEDED.items() if not isinstance(about.get(key), kind)]
+    wrong = {key: kind for key, kind in NEEDED.items() if not isinstance(about.get(key), kind)}
     if wrong:
-        raise Broken(f"the card lacks {', '.join(wrong)}", "write them into card.toml; methods/mae/card.toml has all")
+        lines = "\n".join(f"{key} = {EMPTY[kind]}" for key, kind in wrong.items())
+        raise Broken(
+            f"the card lacks {', '.join(f'{key} ({kind.__name__})' for key, kind in wrong.items())}",
+            f"write into card.toml, above its first [section], with what is so:\n{lines}",
+        )
     if about["space"] not in ("pixels", "latents"):
         raise Broken(f'the card says space = "{about["space"]}"', 'write "pixels" or "latents"')
     able = {what: can(subject.cls, verb) for what, verb in VERBS.items()}
@@ -44,6 +50,12 @@ def card(subject: Subject) -> str:
         raise Broken(
             f"the card's [capabilities] say {_toml(about['capabilities'])}, the code has {_toml(able)}",
             f"write under [capabilities]: {lines}; or write or remove the verb ({', '.join(VERBS.values())})",
+        )
+    if able["sample"] == (about["sampling"] == NO_SAMPLER):
+        said, change = ("a", "say whose sampler it is") if able["sample"] else ("no", f'write "{NO_SAMPLER}"')
+        raise Broken(
+            f'the card says sampling = "{about["sampling"]}", the code has {said} `sample`',
+            f"{change}; what `sampling_reason` and `notes` say of a sampler goes with it, as tables print the notes",
         )
     for entry in about.get("published", []):
         if lacking := PUBLISHED - entry.keys():
@@ -97,14 +109,16 @@ def cost(subject: Subject) -> str:
     measured = _measured(subject)
     found = {key: getattr(measured, key) for key in COSTS}
     declared = subject.card.get("cost", {}).get(subject.size)
-    write = f"write under [cost] in card.toml: {line(subject.size, found)}"
     where = f"size {subject.size} on colour images of {RESOLUTION} px"
     if not isinstance(declared, dict) or not declared.keys() >= {*COSTS}:
-        raise Broken(f"the card declares no {', '.join(COSTS)} of {where}", write)
+        raise Broken(f"the card declares no {', '.join(COSTS)} of {where}", _paste(subject, found))
     off = [key for key in COSTS if abs(declared[key] - found[key]) > WITHIN * found[key]]
     if off:
         told = ", ".join(f"{key} {count(declared[key])} declared, {count(found[key])} measured" for key in off)
-        raise Broken(f"the card's cost of {where} is not what is measured: {told}", f"{write}, or mend the network")
+        raise Broken(
+            f"the card's cost of {where} is not what is measured: {told}",
+            f"{_paste(subject, found)}\nor mend the network",
+        )
     return f"{count(measured.parameters)} parameters, {count(measured.forward_flop)}FLOP forward{_beside(measured)}"
 
 
@@ -121,6 +135,19 @@ def _measured(subject: Subject) -> sizes.Measure:
             f"{type(error).__name__}: {error}{closed.raised_from(error, subject.place)}",
             "let `recipe` choose what fits data.channels and data.size, and `pretrain` and `features` run with that",
         ) from error
+
+
+def _paste(subject: Subject, found: dict[str, float]) -> str:
+    """The lines to write, of every size that can be counted: a network that changed has changed at all of them."""
+    lines = []
+    for size in subject.cls.sizes:
+        if size == subject.size:
+            lines.append(line(size, found))
+        else:
+            with suppress(Exception):
+                other = sizes.measured(subject.name, subject.cls, size, RESOLUTION)
+                lines.append(line(size, {key: getattr(other, key) for key in COSTS}))
+    return "\n".join(["write under [cost] in card.toml:", *lines])
 
 
 def line(size: str, found: dict[str, float]) -> str:

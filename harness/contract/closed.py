@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from harness.data.dataset import Dataset
@@ -101,6 +102,32 @@ def asked_from(place: Path | None) -> str:
             return f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
         frame = frame.f_back
     return ""
+
+
+@contextmanager
+def lines_that_change(look: Callable[[], Any], place: Path) -> Iterator[list[str]]:
+    """`method.py:57, in view`: each line below `place` after which `look` gives something else than before it."""
+    found: dict[str, None] = {}  # in order
+    seen, last = look(), ""
+
+    def step(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal seen, last
+        if not is_below(frame.f_code.co_filename, place):
+            return None
+        if (now := look()) != seen:
+            seen = now
+            found[last] = None
+        last = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}, in {frame.f_code.co_name}"
+        return step
+
+    lines: list[str] = []
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+        lines += filter(None, found)
 
 
 def raised_from(error: Exception, place: Path | None) -> str:

@@ -36,17 +36,34 @@ def run(method: str, only: str | None, dataset: str, size: str, data_dir: Path |
                 status.update(f"checking that {promise.title}")
                 outcomes.append(check(promise, subject))
     console.print(_table(f"{subject.name} on {subject.spec.name} at {size}", outcomes))
-    for outcome in outcomes:
-        if outcome.state == "broken":
-            console.print(f"\nBROKEN    {outcome.promise.name}", style=STYLES["broken"])
-            for word, text in (
-                ("promise", outcome.promise.title),
-                ("found", outcome.found),
-                ("change", outcome.change),
-            ):
-                console.print(f"  {word + ':':<9}{text}", markup=False, highlight=False, soft_wrap=True)
+    for same in _by_fault(outcomes):
+        names = ", ".join(outcome.promise.name for outcome in same)
+        console.print(f"\nBROKEN    {names}", style=STYLES["broken"], soft_wrap=True)
+        for word, text in _told(same).items():
+            text = text.replace("\n", "\n" + " " * 11)
+            console.print(f"  {word + ':':<9}{text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{_summary(outcomes)}", highlight=False)
     return int(any(outcome.state == "broken" for outcome in outcomes))
+
+
+def _by_fault(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """The broken promises, those that one error of the method broke together."""
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.state == "broken":
+            found.setdefault(outcome.fault or outcome.found, []).append(outcome)
+    return list(found.values())
+
+
+def _told(same: list[Outcome]) -> dict[str, str]:
+    """What is said of promises that one error broke: the error once, as what each would have checked is not known."""
+    first = next((outcome for outcome in same if outcome.promise.name == "loss"), same[0])  # the plainest to read
+    if len(same) == 1:
+        return {"promise": first.promise.title, "found": first.found, "change": first.change}
+    return {
+        "found": first.found,
+        "change": f"{first.change}. It is one error: the {len(same)} promises are looked at when it is mended",
+    }
 
 
 def _chosen(only: str | None, promises: dict[str, Promise]) -> list[Promise]:

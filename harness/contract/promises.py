@@ -10,6 +10,7 @@ from typing import Literal
 
 from harness.contract import about, building, closed, drawing, reading, runs, training
 from harness.contract.subject import Broken, NotApplicable, Subject
+from harness.errors import HarnessError
 
 State = Literal["kept", "broken", "skipped"]
 
@@ -28,6 +29,7 @@ class Outcome:
     found: str
     change: str = ""  # of a broken one
     seconds: float = 0.0
+    fault: str = ""  # of one that an exception of the method's broke: equal where the exception and its line are
 
 
 _ALL = (
@@ -41,6 +43,7 @@ _ALL = (
     Promise("gradients", "a finite gradient reaches every trained parameter", training.gradients),
     Promise("groups", "every trained parameter is in one optimizer group", training.groups),
     Promise("odd-batches", "the last batch may be small", training.odd_batches),
+    Promise("shared", "several processes can share a batch", training.shared),
     Promise("features", "features are deterministic and of the declared shape", reading.features),
     Promise("features-differ", "features tell images apart", reading.features_differ),
     Promise("features-gradient", "features can be fine-tuned", reading.features_gradient),
@@ -57,15 +60,33 @@ PROMISES = {promise.name: promise for promise in _ALL}
 
 def check(promise: Promise, subject: Subject) -> Outcome:
     """Whether the method keeps the promise, with the network closed. Whatever the method raises is an answer."""
-    begun = time.perf_counter()
+    begun, change, fault = time.perf_counter(), "", ""
     with closed.network(subject.place, subject.reached_out):
         try:
-            state, found, change = "kept", promise.check(subject), ""
+            state, found = "kept", promise.check(subject)
         except NotApplicable as reason:
-            state, found, change = "skipped", str(reason), ""
+            state, found = "skipped", str(reason)
         except Broken as broken:
             state, found, change = "broken", broken.found, broken.change
+            fault = _fault(broken.__cause__, subject) if isinstance(broken.__cause__, Exception) else ""
+        except HarnessError as error:  # says itself what was expected
+            state, found = "broken", f"{error.found}{closed.raised_from(error, subject.place)}"
+            change = "; ".join(filter(None, (error.expected and f"expected {error.expected}", error.next_step)))
+            fault = _fault(error, subject)
         except Exception as error:
             state, found = "broken", f"{type(error).__name__}: {error}{closed.raised_from(error, subject.place)}"
-            change = "let it run through; the check is " + closed.raised_from(error, Path(__file__).parent).strip(" ()")
-    return Outcome(promise, state, found, change, time.perf_counter() - begun)
+            change = _mend(error, subject)
+            fault = _fault(error, subject)
+    return Outcome(promise, state, found, change, time.perf_counter() - begun, fault)
+
+
+def _fault(error: Exception, subject: Subject) -> str:
+    """The line of the method that raised; the message, which may tell of the batch, only where there is no line."""
+    return type(error).__name__ + (closed.raised_from(error, subject.place) or f": {error}")
+
+
+def _mend(error: Exception, subject: Subject) -> str:
+    spec, asked = subject.spec, closed.raised_from(error, Path(__file__).parent).strip(" ()")
+    return (
+        f"let it run through on images [B, {spec.channels}, {spec.size}, {spec.size}] in [-1, 1]; the check is {asked}"
+    )

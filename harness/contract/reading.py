@@ -36,8 +36,12 @@ def features(subject: Subject) -> str:
     return ", ".join(f"{tap} {values.shape[1]}" for tap, values in zip(taps, together, strict=True))
 
 
-def _read(subject: Subject, method: Method, images: Tensor, taps: list[Tap]) -> list[Tensor]:
-    found = method.features(images, taps, subject.rng)
+def _read(subject: Subject, method: Method, images: Tensor, taps: list[Tap], dense: bool = False) -> list[Tensor]:
+    found = method.features(images, taps, subject.rng, **({"dense": True} if dense else {}))
+    if isinstance(found, Tensor):
+        raise Broken(
+            f"`features` gives one tensor, {list(found.shape)}, and no list", "return a list with one for each tap"
+        )
     if len(found) != len(taps):
         raise Broken(
             f"`features` gives {len(found)} tensors for {len(taps)} taps", "return one for each tap, in their order"
@@ -63,7 +67,7 @@ def features_differ(subject: Subject) -> str:
     subject.steps(method, subject.batch(method, 32), 4, lr=1e-3)
     method.eval()
     with torch.no_grad():
-        read = method.features(subject.images(), method.taps(), subject.rng)
+        read = _read(subject, method, subject.images(), method.taps())
     dead = [tap for tap, values in zip(method.taps(), read, strict=True) if values.std(dim=0).max() == 0]
     if dead:
         raise Broken(
@@ -78,7 +82,7 @@ def features_gradient(subject: Subject) -> str:
     method = subject.build().eval()
     frozen = prepared(method)
     images, tap = subject.images(4), method.taps()[0]
-    (values,) = method.features(images, [tap], subject.rng)
+    (values,) = _read(subject, method, images, [tap])
     change = "leave out no_grad and detach in `features`: a caller that wants no gradient says so"
     if not values.requires_grad:
         raise Broken(f"features at {tap} carry no gradient, so that nothing can be fine-tuned", change)
@@ -114,7 +118,7 @@ def dense(subject: Subject) -> str:
     sides = set()
     for tap in taps:
         with torch.no_grad():
-            (maps,) = method.features(subject.images(4), [tap], subject.rng, dense=True)
+            (maps,) = _read(subject, method, subject.images(4), [tap], dense=True)
         if maps.ndim != 4 or maps.shape[0] != 4 or maps.shape[2] != maps.shape[3] or maps.shape[2] < 2:
             raise Broken(
                 f"with dense=True the features of 4 images at {tap} have the shape {list(maps.shape)}",

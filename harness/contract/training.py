@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
+from harness.contract import closed
 from harness.contract.subject import Broken, Subject, listed, prepared
+from harness.errors import said
 from harness.evaluation import can
-from harness.rehearse.hidden import GENERATORS
+from harness.rehearse.hidden import generators
+from harness.rng import Share
 
 FALL = 0.1  # of the loss, in
 STEPS = 40  # on one batch of
 IMAGES = 64
 LR = 1e-3
+PART = 8  # images of one of two processes
 
 
 def loss_falls(subject: Subject) -> str:
@@ -81,7 +87,7 @@ def odd_batches(subject: Subject) -> str:
             loss = method(subject.batch(method, n), 0.9, subject.rng).total
         except Exception as error:
             raise Broken(
-                f"`pretrain` fails on a batch of {n}: {type(error).__name__}: {error}",
+                f"`pretrain` fails on a batch of {n}: {said(error)}{closed.raised_from(error, subject.place)}",
                 "let it work on any number of images: the last batch of a count budget has what is left",
             ) from error
         if not loss.isfinite():
@@ -90,6 +96,19 @@ def odd_batches(subject: Subject) -> str:
                 "let it work on any number of images (statistics over the batch need a floor)",
             )
     return "batches of 1 and 3"
+
+
+def shared(subject: Subject) -> str:
+    """As one of two processes: every draw has a row for each of its images, or says that it is none of an image's.
+
+    A draw of another shape is refused by the rng itself, in a run on several GPUs.
+    """
+    method = subject.build()
+    mine = replace(subject.rng, share=Share(first=0, ranks=2, whole=2 * PART))
+    loss = method(subject.batch(method, PART), 0.5, mine).total
+    if not loss.isfinite():
+        raise Broken(f"the loss of half a batch is {loss.item()}", "let it work on the images that `pretrain` is given")
+    return f"the loss of {PART} images out of {2 * PART}"
 
 
 def global_rng(subject: Subject) -> str:
@@ -103,14 +122,24 @@ def global_rng(subject: Subject) -> str:
     }
     works |= {"sample": lambda: method.sample(2, subject.rng, steps=2)} if can(subject.cls, "sample") else {}
     for verb, work in works.items():
-        before = {name: state() for name, state in GENERATORS.items()}
+        before = generators()
         with torch.no_grad():
             work()
-        drawn = [name for name, state in GENERATORS.items() if state() != before[name]]
+        drawn = [name for name, state in generators().items() if state != before[name]]
         if drawn:
             raise Broken(
-                f"`{verb}` draws from {listed(drawn)}",
+                f"`{verb}` draws from {listed(drawn)}{_where(work, subject)}",
                 "draw from the rng that it is given (rng.normal, rng.uniform, rng.permutation; rng.lent for layers "
                 "such as dropout)",
             )
     return f"untouched by {', '.join(works)}"
+
+
+@torch.no_grad()
+def _where(work: Callable[[], object], subject: Subject) -> str:
+    """` (method.py:57, in view)`: its lines that move a global generator, found by doing the work once more."""
+    if subject.place is None:
+        return ""
+    with closed.lines_that_change(generators, subject.place) as lines:
+        work()
+    return f" ({listed(lines)})" if lines else ""

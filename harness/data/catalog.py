@@ -221,12 +221,16 @@ def _missing(entry: Entry, data_dir: Path | None) -> HarnessError:
         f"the data set {entry.name!r} was not found" + (f" ({parts[0]})" if parts else ""),
         f"one of the folders {', '.join(map(str, tried))} with {', '.join(entry.files[:3])}"
         + (f" and {len(entry.files) - 3} more" if len(entry.files) > 3 else ""),
-        how_to_get(entry),
+        how_to_get(entry) + ("; or, where you have it, --data-dir FOLDER" if _fetched(entry) else ""),
     )
 
 
 def _partly(entry: Entry, place: Path) -> bool:
     return len(lacking(entry, place)) < len(entry.files)
+
+
+def _fetched(entry: Entry) -> bool:
+    return entry.source != "packed" and not entry.by_hand
 
 
 def how_to_get(entry: Entry) -> str:

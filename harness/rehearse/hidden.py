@@ -32,6 +32,11 @@ GENERATORS = {
 }
 
 
+def generators() -> dict[str, Any]:
+    """The state of each global generator, by its name."""
+    return {name: draw() for name, draw in GENERATORS.items()}
+
+
 def state(job: Job) -> list[str]:
     """A line for each thing that some steps of training changed and that no checkpoint holds.
 
@@ -55,13 +60,13 @@ def state(job: Job) -> list[str]:
 
 def changed(method: Method, work: Callable[[], None]) -> list[str]:
     """A line for each thing that `work` changed of the method or of global generators and that no state_dict holds."""
-    before, drawn = _attributes(method), {name: draw() for name, draw in GENERATORS.items()}
+    before, drawn = _attributes(method), generators()
     work()
     after = _attributes(method)
     kind = type(method).__name__
     names = [name for name in after if name not in before or before[name][0] != after[name][0]]
     lines = [f"{kind}.{name}: {before.get(name, (None, 'not there'))[1]} became {after[name][1]}" for name in names]
-    return lines + [f"{name}, drawn from in training" for name, draw in GENERATORS.items() if draw() != drawn[name]]
+    return lines + [f"{name}, drawn from in training" for name, now in generators().items() if now != drawn[name]]
 
 
 def _attributes(method: Method) -> dict[str, tuple[str, str]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
 
 PLAIN_WIDTH = 100  # where the output is no terminal and so has no width
+NO_BETTER = "≤"  # in the column `beats`; in files the table's introduction says so, which is not printed here
 GAP = 3  # columns of the screen between two cells
 LONGEST = 40  # columns of the screen for one column of a table that nothing forces to fold
 STYLES = {
@@ -47,6 +48,10 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
             console.print(Text(section.heading, style="bold"), Text(section.conditions, style="dim"), sep="\n")
             for part, widths in _parts(section, _widths(section, letters), console.width, table.tall):
                 console.print(_grid(part, widths, letters, table.tall))
+            if any(NO_BETTER in cell.text for row in section.rows for cell in row.cells):
+                console.print(
+                    Text(f"{NO_BETTER}: no better than its own untrained network, or raw pixels", style="yellow")
+                )
             for remark in section.remarks:
                 console.print(Text(remark, style="yellow"))
         for note, letter in letters.items():

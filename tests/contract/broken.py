@@ -160,6 +160,16 @@ class Unwritten(Sound):
         raise NotImplementedError("later")
 
 
+class Bare(Sound):
+    def pretrain(self, batch, progress, rng):
+        return super().pretrain(batch, progress, rng).total
+
+
+class Rows(Sound):
+    def pretrain(self, batch, progress, rng):
+        return Loss(self.first(batch.images).square().mean(dim=(1, 2, 3)), {})
+
+
 class Idle(Sound):
     def __init__(self, config, data):
         super().__init__(config, data)
@@ -186,6 +196,18 @@ class Deviates(Sound):
     def pretrain(self, batch, progress, rng):
         loss = super().pretrain(batch, progress, rng).total
         return Loss(loss + batch.images.sub(batch.images.mean(dim=0)).square().sum() / (len(batch.images) - 1), {})
+
+
+class OneLight(Sound):
+    """All images of a batch are made darker alike, which two processes would not do."""
+
+    def pretrain(self, batch, progress, rng):
+        return super().pretrain(Batch(batch.images * rng.uniform("light", (1, 1, 1))), progress, rng)
+
+
+class OneTensor(Sound):
+    def features(self, images, taps, rng, dense=False):
+        return super().features(images, taps, rng, dense)[0]
 
 
 class Noisy(Sound):
@@ -333,6 +355,7 @@ _NANO = CARD["cost"]["nano"]
 CASES = (
     Case("card", Sound, "lacks title (str), notes (list)", "card.toml", {"title": None, "notes": "none"}),
     Case("card", Sound, "labels = false, the code has", "labels = true", {"capabilities": _ABLE | {"labels": False}}),
+    Case("card", Sound, 'sampling = "none", the code has a `sample`', "whose sampler it is", {"sampling": "none"}),
     Case("card", Sound, 'space = "sound"', '"pixels" or "latents"', {"space": "sound"}),
     Case("card", Sound, "[[published]] number of the card lacks metric", "protocol",
          {"published": [{"model": "", "dataset": "", "value": 1, "protocol": "", "source": ""}]}),
@@ -352,12 +375,17 @@ CASES = (
     Case("weights-only", Forgets, "does not bring back last.bias", "load_state_dict"),
     Case("loss", Stuck, "take the loss from 1 to 1", "what is to become small"),
     Case("loss", Explodes, "the loss is inf at step 0 of 40", "a division by zero"),
-    Case("loss", Unwritten, "NotImplementedError: later (broken.py:", "let it run through; the check is subject.py:"),
+    Case("loss", Unwritten, "NotImplementedError: later (broken.py:", "on images [B, 1, 8, 8] in"),
+    Case("loss", Bare, "`pretrain` of Bare returned Tensor", "harness.method.Loss"),
+    Case("loss", Rows, "`pretrain` of Rows returned a total of shape [64]", "without dimensions"),
     Case("gradients", Idle, "no gradient reaches spare.weight, spare.bias", "requires_grad"),
     Case("groups", LeftOut, "last.weight", "every trained parameter in one group"),
     Case("groups", Twice, "last.bias is in more than one", "every trained parameter in one group"),
     Case("odd-batches", Pairs, "`pretrain` fails on a batch of 1: ValueError", "any number of images"),
     Case("odd-batches", Deviates, "the loss of a batch of 1 is nan", "a floor"),
+    Case("shared", OneLight, "a draw of shape (1, 1, 1) in a step whose batch is shared by 2 processes (broken.py:",
+         "a row for each image"),
+    Case("features", OneTensor, "`features` gives one tensor, [16, 16], and no list", "one for each tap"),
     Case("features", Noisy, "features at hidden differ between two equal calls", "the rng it is given"),
     Case("features", Maps, "have the shape [16, 16, 8, 8]", "return [B, D]"),
     Case("features", Crowd, "asked for alone differ", "let no tap change"),
@@ -370,8 +398,8 @@ CASES = (
     Case("samples", Repeats, "of one call are all the same", "shapes [n, ...]"),
     Case("labels", Hushed, "sees_labels = False", "set it to True"),
     Case("labels", Unguided, "guidance 1.5 draws what guidance 1 draws", "from no label to the label"),
-    Case("global-rng", DrawsGlobally, "`pretrain` draws from torch's global generator", "rng.normal"),
-    Case("global-rng", ReadsWithNumpy, "`features` draws from numpy's global random", "rng.normal"),
+    Case("global-rng", DrawsGlobally, "`pretrain` draws from torch's global generator (broken.py:", "rng.normal"),
+    Case("global-rng", ReadsWithNumpy, "`features` draws from numpy's global random (broken.py:", "rng.normal"),
     Case("resume", Counts, "in no checkpoint: Counts.seen: 0 became 15", "register_buffer"),
     Case("resume", NeverTheSame, "two undisturbed runs of one seed", "the rng that `pretrain` is given"),
     Case("test-split", Peeks, "asked for the test part of digits (broken.py:", "load no data set"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from harness.contract.promises import PROMISES, Outcome, check
 from harness.contract.subject import Subject
 from harness.data.arrays import digits_file
-from tests.contract.broken import CARD, CASES, Case, ReadsNumbers, Sound, card_of
+from tests.contract import broken
+from tests.contract.broken import CARD, CASES, Case, DrawsGlobally, ReadsNumbers, Sound, card_of
 
 
 @pytest.fixture
@@ -53,6 +55,17 @@ def test_a_yardstick_that_cannot_be_counted_is_said_and_is_no_fault_of_the_metho
     found = outcome("cost", Sound, CARD)
     assert found.state == "kept"
     assert found.found.endswith("forward; its yardstick mae cannot be counted: RuntimeError: half written")
+
+
+def test_the_line_that_draws_is_named_not_the_one_before_or_after(outcome):
+    found = outcome("global-rng", DrawsGlobally, CARD).found
+    (line,) = [i for i, text in enumerate(Path(broken.__file__).read_text().splitlines(), 1) if "torch.randn(b" in text]
+    assert found.endswith(f"(broken.py:{line}, in pretrain)")
+
+
+def test_the_lines_of_all_sizes_are_there_to_be_pasted(outcome):
+    change = outcome("cost", Sound, CARD | {"cost": {}}).change
+    assert tomllib.loads(change.partition("\n")[2])["ti"]["parameters"] == 1763
 
 
 def test_no_promise_is_without_a_toy_that_breaks_it():

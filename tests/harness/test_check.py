@@ -39,7 +39,7 @@ def installed(tmp_path, monkeypatch) -> None:
     (package / "card.toml").write_text(ABOUT)
     shutil.copyfile(BROKEN, package / "method.py")
     (site_info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
-    names = ("Sound", "Bright", "Calls", "Empty")
+    names = ("Sound", "Bright", "Calls", "Unwritten", "Empty")
     points = "".join(f"{name.lower()} = brought.method:{name}\n" for name in names)
     (site_info / "entry_points.txt").write_text(f"[harness.methods]\n{points}")
     monkeypatch.syspath_prepend(tmp_path)
@@ -53,7 +53,7 @@ def installed(tmp_path, monkeypatch) -> None:
 def test_a_sound_method_of_another_package_passes(harness):
     status, out, _ = harness("check", "sound")
     assert status == 0
-    assert "sound on digits at nano" in out and "19 kept, 0 broken, 1 skipped" in out
+    assert "sound on digits at nano" in out and "20 kept, 0 broken, 1 skipped" in out
     (row,) = [line for line in out.splitlines() if line.startswith("loss ")]
     assert " kept " in row and "in 40 steps on one batch" in row
     (row,) = [line for line in out.splitlines() if line.startswith("settings ")]
@@ -67,6 +67,13 @@ def test_a_broken_promise_is_told_with_what_to_change(harness):
     said = out.partition("BROKEN    samples")[2]
     assert "promise: samples are images in range" in said
     assert "found:   samples lie in [-" in said and "change:  clamp them to [-1, 1]" in said
+
+
+def test_one_error_that_breaks_many_promises_is_told_once(harness):
+    status, out, _ = harness("check", "unwritten", "--only", "card,loss,gradients,odd-batches,cost")
+    assert status == 1 and out.count("BROKEN") == 1 and out.count("NotImplementedError: later") == 1
+    assert "BROKEN    cost, loss, gradients, odd-batches\n" in out
+    assert "It is one error: the 4 promises" in out
 
 
 def test_a_connection_that_another_check_met_is_told_by_the_last(harness):

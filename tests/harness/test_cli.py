@@ -256,3 +256,17 @@ def test_a_run_that_diverges_stays_in_the_table_and_the_command_says_so(tmp_path
     assert json.loads(run.read_text())["state"] == "diverged"
     assert status == 1 and "failed    mae digits nano 6step seed 0: diverged" in out
     assert "diverged" in (tmp_path / "up/tables/tables.md").read_text()
+
+
+def test_without_its_environment_it_says_how_to_switch_it_on(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "harness.cli")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "next: source .venv/bin/activate" in capsys.readouterr().err
+
+
+def test_another_missing_module_keeps_its_traceback(monkeypatch):
+    monkeypatch.setitem(sys.modules, "harness.cli", None)
+    with pytest.raises(ModuleNotFoundError, match=r"harness\.cli"):
+        main()

@@ -1,4 +1,4 @@
-"""docs/adding-a-method.md, followed literally: its commands work as they stand, and its code is the example's."""
+"""docs/adding-a-method.md, followed literally: its commands work, and its code is all of the example's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def typed(harness, line: str) -> str:
 
 @pytest.mark.slow
 def test_typed_line_by_line_it_leads_to_a_row(harness, checkout):
-    first, second, third = blocks("sh")
+    first, *checks, row = blocks("sh")
     for line in first.splitlines():
         said = typed(harness, line)
     assert re.search(r"^simclr ", said, flags=re.MULTILINE), "a row already"
@@ -61,9 +61,10 @@ def test_typed_line_by_line_it_leads_to_a_row(harness, checkout):
         if path.is_file():
             shutil.copy(path, checkout / "simclr" / path.name)
     _forget()
-    for line in second.splitlines():
+    assert len(checks) == 2
+    for line in checks:
         assert "0 broken" in typed(harness, line)
-    for line in third.splitlines():
+    for line in row.splitlines():
         said = typed(harness, line)
     assert re.search(r"^simclr \[[a-z]\] +1 ", said, flags=re.MULTILINE) and "SimCLR cannot draw." in said
     assert sorted(path.name for path in checkout.iterdir()) == ["simclr"], "nothing outside its folder"
@@ -78,11 +79,17 @@ def test_the_examples_own_test_passes(checkout):
         test()
 
 
-def test_the_guides_code_is_the_examples():
-    code = (EXAMPLE / "method.py").read_text()
-    assert len(blocks("python")) == 3
-    for block in blocks("python"):
-        assert block in code, block
+@pytest.mark.parametrize(("kind", "file"), [("python", "method.py"), ("toml", "card.toml")])
+def test_its_code_is_the_examples_and_what_it_leaves_out_the_starter_has(kind, file):
+    """So that who types along, from the starter, has the whole example, but for its first docstring and comments."""
+    example, shown = (EXAMPLE / file).read_text(), blocks(kind)
+    assert shown
+    for block in shown:
+        assert block in example, block
+    begun = new._folder("simclr")[file]
+    code = example.partition('"""\n\n')[2] or example  # after the file's docstring
+    told = {line for text in (begun, *shown) for line in text.splitlines()}
+    assert [line for line in code.splitlines() if line not in told and not line.lstrip().startswith("#")] == []
 
 
 def test_what_it_says_to_type_in_earnest_is_understood():

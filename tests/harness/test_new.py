@@ -150,3 +150,8 @@ def test_a_package_is_installed_checked_and_run_in_a_fresh_environment(tmp_path)
     (record,) = outside.glob("runs/first/runs/*/run.json")
     found = json.loads(record.read_text())
     assert found["state"] == "finished" and found["spend"]["step"] == 20 and found["cell"]["method"] == "brand_new"
+
+    # What is printed, typed where it was printed: the folder there, which has the package's name, is not the package.
+    typed("harness", "new", "beside", "--package")
+    typed("pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--editable", "beside")
+    assert "2 kept" in typed("harness", "check", "beside", "--only", "card,seed")

@@ -232,7 +232,8 @@ def test_everything_that_would_be_refused_is_listed_with_what_to_type(harness, t
     assert all("next: " in part for part in refused)
     assert "--gpus is for jobs" in out
     assert "--budget 2gpu-h is counted in GPU time" in out and "next: --budget 2h for wall time" in out
-    assert "'stl10' was not found" in out and "harness data fetch stl10" in out
+    assert "'stl10' was not found" in out
+    assert "harness data fetch stl10; or, where you have it, --data-dir FOLDER" in out
     assert "'detection' has no data set" in out
     assert "2:00:00 GPU" in line(out, "mae digits nano 2gpu-h")  # what can be priced is
 

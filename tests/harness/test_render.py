@@ -87,6 +87,7 @@ def test_no_terminal_gets_plain_text() -> None:
     said = printed(build(*made_study()), 80)
     assert "\x1b" not in said
     assert "92.0 ± 7.6" in said
+    assert "≤ pixels" in said and "≤: no better than its own untrained network, or raw pixels" in said
 
 
 def test_finish_shows_the_tables_and_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
