@@ -115,7 +115,7 @@ def a_folder(plans: Plans) -> Path:
 def a_package(plans: Plans) -> Path:
     """As pip installs it."""
     new.write("sifted", plans.path, package=True)
-    (plans.path / "sifted" / "sifted").rename(plans.path / "whole")
+    (plans.path / "sifted" / "src" / "sifted").rename(plans.path / "whole")
     (plans.path / "sifted").rename(plans.path / "project")
     (plans.path / "whole").rename(plans.path / "sifted")
     about = plans.path / "sifted-0.1.dist-info"
