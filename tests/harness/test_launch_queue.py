@@ -101,10 +101,9 @@ def test_an_outage_is_waited_out(slurm, slept, tmp_path):
 
 
 def test_where_nobody_vouches_for_the_user_that_is_an_outage_too(slurm, slept):
-    folder = slurm(squeue="echo 'slurm_load_jobs error: Protocol authentication error' >&2; exit 1")
+    slurm(squeue="echo 'slurm_load_jobs error: Protocol authentication error' >&2; exit 1")
     with pytest.raises(Unreachable):
         Queue(patience_s=0.05).jobs()
-    assert len(called(folder, "squeue")) >= 1
 
 
 def test_patience_ends_and_says_that_jobs_go_on(slurm, slept):
