@@ -104,10 +104,11 @@ def logs(
 def work(study: StudyDir, batch: str, index: int, attempt: int, parent: int = 0) -> None:
     """One task of a study: what a local worker does."""
     from harness.launch import local, worker
+    from harness.launch.job import Work
     from harness.signals import Stopper
 
     if parent:
         local.end_with(parent)
     with Stopper().installed(in_job=True) as stopper:
-        state = worker.work(worker.Work(str(study), batch, index, attempt), stopper)
+        state = worker.work(Work(str(study), batch, index, attempt), stopper)
     raise typer.Exit({"done": 0, "stopped": worker.AGAIN}.get(state, 1))

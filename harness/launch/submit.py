@@ -126,7 +126,7 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
     A submission that fails in an outage may have worked all the same: the queue is asked for its name first.
     Raises Unreachable, or HarnessError with what sbatch refused.
     """
-    from harness.launch.worker import Work
+    from harness.launch.job import Work
 
     work = [
         Work(str(place.path.resolve()), batch.name, index, attempt) for index, attempt in enumerate(attempts)

@@ -6,11 +6,8 @@ write. On the signal before the time limit, or at a preemption, it saves itself 
 
 from __future__ import annotations
 
-import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import store
 from harness.display import Plain
@@ -18,6 +15,7 @@ from harness.distributed import Ranks, joined, ranks
 from harness.errors import HarnessError, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.launch.folders import Attempts, Batch, Batches, End, Guard, Superseded, now
+from harness.launch.job import Work
 from harness.launch.tasks import Task, graph, parse
 from harness.launch.truth import Truth, progress
 from harness.pretrain_run import pretrain_run
@@ -35,38 +33,6 @@ class NotYet(Exception):
     """What the task needs is not there yet."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """The element `index` of a batch; what submitit pickles, so it holds nothing but names."""
-
-    study: str
-    batch: str
-    index: int
-    attempt: int
-
-    def __call__(self) -> str:
-        """Do the task. Exits with a status that says how, where it did not come to its end."""
-        from harness.launch import submit
-
-        submit.inside_job(Path(self.study), self.batch)
-        with Stopper().installed(in_job=True) as stopper:
-            state = work(self, stopper)
-            if state == "stopped" and stopper.again:
-                if fruitless(self):
-                    state = "failed"
-                elif submit.requeue_self():
-                    sys.exit(0)  # SLURM ends this process any moment and starts it again later
-        if state == "done":
-            return state
-        sys.exit(AGAIN if state == "stopped" else 1)
-
-    def checkpoint(self) -> Any:
-        """For a signal that comes before our own handler is there: the same again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
 def work(item: Work, stopper: Stopper) -> str:
     """Do one task; how it ended: "done", "failed" or "stopped". Every way out but a kill is written down."""
     place = store.Study(Path(item.study))
@@ -75,7 +41,7 @@ def work(item: Work, stopper: Stopper) -> str:
         raise HarnessError(f"no batch {item.batch} in {place.path}", "the study's folder, shared with this node")
     name = batch.tasks[item.index]
     if name == "tables":
-        return _close(place, batch)
+        return _close(place, batch, stopper)
     attempts = Attempts(place, parse(name))
     claim, before = attempts.of(item.attempt), attempts.end(item.attempt)
     if claim is None or (claim.batch, claim.index) != (item.batch, item.index):
@@ -103,11 +69,12 @@ def work(item: Work, stopper: Stopper) -> str:
     return end.state
 
 
-def _close(place: store.Study, batch: Batch) -> str:
+def _close(place: store.Study, batch: Batch, stopper: Stopper) -> str:
     """The job that comes after all others. What it fails of is kept beside its batch, for `status`."""
     from harness.launch.command import close
 
     try:
+        _go_on(stopper)
         close(place, batch)
     except KeyboardInterrupt:  # a time limit or a preemption; nothing of it is lost by doing it again
         return "stopped"
@@ -181,6 +148,8 @@ def _begun(task: Task, truth: Truth, group: Ranks, attempt: int, submitted_at: s
 
 def _made(task: Task, truth: Truth, stopper: Stopper, group: Ranks, guard: Guard) -> None:
     place, display = truth.place, Plain()
+    if task.stage != "pretrain":  # which asks by itself, for all its processes
+        _go_on(stopper)
     if task.stage == "references":
         data = next(job.data for job in truth.todo if job.cell.dataset == task.key)
         evaluate_references(data, truth.study, place, display, truth.data_dir, guard=guard)
@@ -197,6 +166,12 @@ def _made(task: Task, truth: Truth, stopper: Stopper, group: Ranks, guard: Guard
         raise NotYet(f"the run {task.key} is not pre-trained")  # SLURM takes a dependency that it forgot for fulfilled
     if record.state == "finished":
         evaluate_run(job, truth.study, place, display, truth.data_dir, only=task.share, guard=guard)
+
+
+def _go_on(stopper: Stopper) -> None:
+    """Raises KeyboardInterrupt where a signal came while the process started."""
+    if stopper.asked:
+        raise KeyboardInterrupt
 
 
 def adopted(job: Job, truth: Truth) -> RunRecord | None:

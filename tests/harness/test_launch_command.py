@@ -11,6 +11,7 @@ from harness.errors import HarnessError
 from harness.launch import command, worker
 from harness.launch.command import Asked
 from harness.launch.folders import Attempts, Batches
+from harness.launch.job import Work
 from harness.launch.options import Launch
 from harness.launch.queue import Unreachable
 from harness.launch.standing import OVER, Seen
@@ -168,7 +169,7 @@ def test_a_user_who_leaves_later_is_told_that_jobs_go_on(place, fake, monkeypatc
 def test_a_closing_job_that_fails_is_told_by_status_with_its_log(place, fake, harness, monkeypatch):
     monkeypatch.setattr(command, "close", lambda *_: (_ for _ in ()).throw(HarnessError("unknown partition 'gpu'")))
     closing = fake.submitted[-1][0]
-    assert worker.work(worker.Work(str(place.path), closing.name, 0, 1), Stopper()) == "failed"
+    assert worker.work(Work(str(place.path), closing.name, 0, 1), Stopper()) == "failed"
     for key in fake.seen:
         fake.seen[key] = Seen(False, word="NODE_FAIL", kind="node")
     _, printed, _ = harness("status", place.path)
@@ -188,7 +189,7 @@ def test_a_closing_job_that_fails_at_the_tables_is_told_until_they_are_made(plac
     made, closing = "harness.report.tables.write_all", fake.submitted[-1][0]
     with monkeypatch.context() as failing:
         failing.setattr(made, lambda *_: (_ for _ in ()).throw(HarnessError("no space left")))
-        assert worker.work(worker.Work(str(place.path), closing.name, 0, 1), Stopper()) == "failed"
+        assert worker.work(Work(str(place.path), closing.name, 0, 1), Stopper()) == "failed"
     _, printed, _ = harness("status", place.path)
     assert "the job that makes the tables is in the queue" in printed
     fake.seen[closing.name, 0] = Seen(False, word="OUT_OF_MEMORY", kind="memory")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -14,8 +17,9 @@ from harness.files import write_atomic
 from harness.launch import worker
 from harness.launch.command import LAUNCH
 from harness.launch.folders import Attempts, Batches, Claim, End, Superseded
+from harness.launch.job import Work
 from harness.launch.tasks import graph
-from harness.launch.worker import Work, work
+from harness.launch.worker import work
 from harness.pretrain_run import pretrain_run
 from harness.records import RunRecord
 from harness.resolve import jobs
@@ -244,3 +248,25 @@ def test_a_closing_job_that_is_stopped_asks_to_be_started_again(world, monkeypat
     monkeypatch.setattr("harness.launch.command.close", stopped)
     Batches(world.place).write(batch("b", request=world.study.asked()).model_copy(update={"tasks": ["tables"]}))
     assert work(Work(str(world.place.path), "b", 0, 1), Stopper()) == "stopped"
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "references", "tables"])
+def test_a_signal_while_the_job_imports_sends_it_back_into_the_queue(world, monkeypatch, stage):
+    monkeypatch.setattr(worker, "evaluate_references", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr("harness.launch.command.close", lambda *_: pytest.fail("it worked"))
+    if stage == "tables":
+        Batches(world.place).write(batch("b", request=world.study.asked()).model_copy(update={"tasks": ["tables"]}))
+        item = Work(str(world.place.path), "b", 0, 1)
+    else:
+        item = world.claim(stage)
+    with Stopper().installed(in_job=True) as stopper:
+        with stopper.graceful():
+            signal.raise_signal(signal.SIGUSR2)
+        assert work(item, stopper) == "stopped" and stopper.again
+    assert stage == "tables" or world.end(stage).message == "stopped by SIGUSR2"
+
+
+def test_a_job_begins_without_what_takes_seconds_to_import():
+    """So that a signal finds its handler from the first moment on."""
+    seen = "import sys, harness.launch.job, harness.launch.submit; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", seen], text=True).strip() == "False"
