@@ -119,6 +119,31 @@ def test_a_record_that_another_process_made_meanwhile_is_kept_with_its_looks(tmp
     assert opened[:1] == theirs["test_opened"] and len(opened) == 2
 
 
+def test_the_look_of_a_process_beside_this_one_that_died_is_in_the_next_record(tmp_path, study, harness, monkeypatch):
+    from evals import knn
+
+    shutil.copytree(study, tmp_path / "tiny")
+    (final,) = (tmp_path / "tiny").glob("runs/*/evals/1.0000/knn.json")
+    theirs, whole = json.loads(final.read_text())["test_opened"][0] | {"at": "2026-01-01T00:00:00+00:00"}, knn.evaluate
+    final.unlink()
+
+    def beside(context, config):
+        found = whole(context, config)
+        if not context.cheap:
+            with (final.parent / "looks.jsonl").open("a") as file:
+                file.write(json.dumps(theirs) + "\n")
+        return found
+
+    monkeypatch.setattr(knn, "evaluate", beside)
+    assert harness("eval", tmp_path / "tiny", "--evals", "knn")[0] == 0
+    (left,) = (final.parent / "looks.jsonl").read_text().splitlines()
+    assert json.loads(left) == theirs and theirs not in json.loads(final.read_text())["test_opened"]
+    monkeypatch.setattr(knn, "evaluate", whole)
+    assert harness("eval", tmp_path / "tiny", "--evals", "knn", "knn.k=5")[0] == 0
+    opened = json.loads(final.read_text())["test_opened"]
+    assert theirs in opened and len(opened) == 3 and not (final.parent / "looks.jsonl").exists()
+
+
 def test_features_of_an_older_code_are_not_read_again(tmp_path, study, harness, monkeypatch):
     from evals import knn
     from harness import machine

@@ -49,6 +49,9 @@ def test_a_living_job_is_refused_by_who_would_train_here(place, task, tmp_path, 
     in_slurm(place, task, end)
     cluster(tmp_path, monkeypatch, IN_SLURM)
     words = ["--methods", "mae", "--budget", "4step", "--evals", "knn", "train.snapshots=[]", "--name", "s"]
+    with monkeypatch.context() as held:  # to hold the study would disturb the command of its jobs
+        held.setattr("harness.driver.only_writer", lambda *_: pytest.fail("the study is held"))
+        assert harness("run", *words, "--out", tmp_path, "--cluster", "inline")[0] == 2
     for where in ("inline", "local"):
         status, _, said = harness("run", *words, "--out", tmp_path, "--cluster", where)
         assert status == 2 and "1 tasks of the study" in said and "have jobs in the queue: pretrain mae" in said
