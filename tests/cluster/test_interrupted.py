@@ -59,7 +59,7 @@ def test_signal_kill_lost_node_and_preemption_end_in_the_bits_of_an_undisturbed_
 
 
 def test_a_run_longer_than_the_time_limit_is_chained(slurm: Cluster, toys: Toys):
-    words = ("--partition=short", "cluster.signal_s=40", *SLURM, *SMALL)
+    words = ("--partition=short", "cluster.signal_s=25", *SLURM, *SMALL)
     toys.begun(*HELD, "--name=chained", *words)
     study = toys.study("chained")
     (key,) = toys.running(study, 1)
