@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-BOTH = "paired bootstrap over test images, with the scatter over seeds"
+BOTH = "paired over test images (the bootstrap's standard error) and over seeds"
 IMAGES = "paired bootstrap over test images; one seed"
 SEEDS = "paired t over seeds"
 UNPAIRED = "Welch's t over seeds"

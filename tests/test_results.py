@@ -12,7 +12,7 @@ from harness.report.tables import write_all
 from harness.store import Study
 
 STUDIES = sorted(path.parent for path in (Path(__file__).parents[1] / "results").glob("*/study.json"))
-MADE = ("tables", "report")  # folders of a study that are made from its records
+MADE = ("tables", "report", "compare")  # folders of a study that are made from its records
 
 
 @pytest.fixture(params=STUDIES, ids=lambda folder: folder.name)
@@ -47,6 +47,20 @@ def test_pages(committed: Path, again: Path, monkeypatch: pytest.MonkeyPatch) ->
         main()
     assert end.value.code in (0, None)
     assert_equal(committed / "report", again / "report")
+
+
+def test_comparisons(committed: Path, again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To mend it: python -m harness compare METHOD METHOD --metric METRIC --study results/NAME."""
+    folders = sorted((committed / "compare").glob("*"))
+    if not folders:
+        pytest.skip("no comparison was made of this study")
+    for folder in folders:
+        *methods, metric = folder.name.split("-")
+        monkeypatch.setattr("sys.argv", ["harness", "compare", *methods, "--metric", metric, "--study", str(again)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code in (0, None)
+        assert_equal(folder, again / "compare" / folder.name)
 
 
 def test_no_study_is_committed_without_its_tables() -> None:

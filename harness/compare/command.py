@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.compare import tables
 from harness.compare.picture import draw
-from harness.compare.races import Race, races
+from harness.compare.races import AXES, Race, races
 from harness.errors import HarnessError, unknown
 from harness.files import write_atomic
 from harness.report.console import print_tables
@@ -33,6 +33,8 @@ def compare(
     """
     if source not in (None, *tables.SOURCES):
         raise unknown("curve", source, tables.SOURCES, "--curve snapshots")
+    if axis not in AXES:
+        raise unknown("axis", axis, AXES, "--axis gpu-h")
     if len(set(methods)) < 2:
         raise HarnessError("one method", "two or more to compare", "for example: harness compare umd mae --study DIR")
     trials = _trials(studies)

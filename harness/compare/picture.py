@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.compare.races import AXES, Axis, Race
+from harness.compare.races import AXES, Axis, Race, workloads
 from harness.compare.ratios import MOST, profile
 from harness.errors import unknown
 from harness.report import format as fmt
-from harness.report.curves import value_at
 from harness.report.figure import DASHES, panels, save
 from harness.stats import mean_interval
 
@@ -20,9 +17,7 @@ GRID = 60  # points of a drawn curve
 
 
 def draw(races: Sequence[Race], targets: Mapping[str, Sequence[float]], axis: str, folder: Path) -> list[Path]:
-    """`compare.png` and `compare.svg`. Raises HarnessError for an axis that is none, or that a run does not know."""
-    if axis not in AXES:
-        raise unknown("axis", axis, AXES, "--axis gpu-h")
+    """`compare.png` and `compare.svg`. Raises HarnessError for an axis that a run does not know."""
     known = [race for race in races if race.common(AXES[axis]) is not None]
     if not known:
         raise unknown("axis", axis, [a.name for a in AXES.values() if any(r.common(a) for r in races)], "--axis flop")
@@ -44,9 +39,11 @@ def _curves(place: Any, race: Race, targets: Sequence[float], axis: Axis, looks:
     grid = [whole * i / GRID for i in range(GRID + 1)]
     for entrant in race.entrants:
         color, dash = looks[entrant.name]
-        found = [mean_interval([value_at(p, cost, axis.of) for p in entrant.curves.values()]) for cost in grid]
-        means, halves = zip(*((mean, half or 0.0) for mean, half in found), strict=True)
-        xs = [cost / per_unit for cost in grid]
+        known = [(cost, list(values)) for cost in grid if (values := entrant.at_cost(axis, cost).values())]
+        if not known:
+            continue
+        means, halves = zip(*((mean, half or 0.0) for mean, half in (mean_interval(v) for _, v in known)), strict=True)
+        xs = [cost / per_unit for cost, _ in known]
         place.plot(xs, means, color=color, linestyle=dash)
         low, high = ([m + sign * h for m, h in zip(means, halves, strict=True)] for sign in (-1, 1))
         place.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
@@ -65,17 +62,12 @@ def _profile(
     axis: Axis,
     looks: Mapping[str, tuple[str, str]],
 ) -> None:
-    prices = [
-        {e.name: statistics.median(e.prices(axis, race.better, target).values() or [math.inf]) for e in race.entrants}
-        for race in races
-        for target in targets[race.heading]
-    ]
-    found = profile(prices)
+    found = profile(workloads(races, targets, axis))
     taus = [1 + (MOST - 1) * i / 200 for i in range(201)]
     for name in found.ratios:
         color, dash = looks[name]
         place.step(taus, [100 * found.share(name, tau) for tau in taus], where="post", color=color, linestyle=dash)
-    place.set_title(f"performance profile, {len(prices)} workloads", fontsize=9)
+    place.set_title(f"performance profile, {found.many} workload{'s' * (found.many != 1)}", fontsize=9)
     place.set_xlabel(f"times the least {axis.plain}")
     place.set_ylabel("workloads, %")
     place.set_ylim(-3, 103)

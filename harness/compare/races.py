@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.compare.ratios import Workload
 from harness.errors import HarnessError, unknown
 from harness.records import RunRecord, Spend
 from harness.report import format as fmt
 from harness.report.curves import (
     Point,
+    begins,
     conditions,
     curve,
     joules,
@@ -106,12 +108,16 @@ class Entrant:
         return sum(untrained_reached(points, better, target) for points in self.curves.values())
 
     def at_cost(self, axis: Axis, cost: float) -> dict[int, float]:
-        """The quality at that cost, by seed."""
-        return {seed: value_at(points, cost, axis.of) for seed, points in self.curves.items()}
+        """The quality at that cost, by seed; none where the curve of a seed begins later."""
+        found = {seed: value_at(points, cost, axis.of) for seed, points in self.curves.items()}
+        return {} if None in found.values() else found
 
-    def areas(self, axis: Axis, cost: float) -> dict[int, float]:
-        """The mean quality up to that cost, by seed."""
-        return {seed: mean_quality(points, cost, axis.of) for seed, points in self.curves.items()}
+    def areas(self, axis: Axis, first: float, cost: float) -> dict[int, float]:
+        """The mean quality from the one cost to the other, by seed."""
+        return {seed: mean_quality(points, first, cost, axis.of) for seed, points in self.curves.items()}
+
+    def starts(self, axis: Axis) -> list[float]:
+        return [begins(points, axis.of) for points in self.curves.values()]
 
     def ends(self, axis: Axis) -> list[float]:
         return [axis.of(points[-1].at) for points in self.curves.values()]
@@ -128,6 +134,7 @@ class Race:
     digits: int = 1
     remarks: list[str] = field(default_factory=list)
     budgets: tuple[str, ...] = ()  # from the smallest; several of a ladder
+    of: tuple[str, str] = ("", "")  # data set and size
 
     def common(self, axis: Axis) -> float | None:
         """The largest cost that every run reached; None where it is not known of every run."""
@@ -135,9 +142,39 @@ class Race:
         least = min(ends, default=math.nan)
         return None if any(map(math.isnan, ends)) or not least > 0 else least
 
+    def first(self, axis: Axis) -> float:
+        """The cost from which on every curve is known."""
+        return max(start for entrant in self.entrants for start in entrant.starts(axis))
+
+    @property
+    def lines(self) -> bool:
+        """Whether every curve has more than a point: between points quality is interpolated, beyond them unknown."""
+        return all(len(points) > 1 for entrant in self.entrants for points in entrant.curves.values())
+
+    def untrained_there(self, target: float) -> bool:
+        """Whether any seed's untrained network is at the target: then its price is no price of training."""
+        return any(entrant.untrained_there(self.better, target) for entrant in self.entrants)
+
+    def untrained(self) -> list[float]:
+        """The qualities of all untrained networks."""
+        curves = [points for entrant in self.entrants for points in entrant.curves.values()]
+        return [points[0].value for points in curves if points[0].untrained]
+
     def means(self, which: int) -> list[float]:
         """Of each entrant, the mean over seeds of the first (0) or last (-1) point."""
         return [statistics.fmean(points[which].value for points in e.curves.values()) for e in self.entrants]
+
+
+def workloads(found: Sequence[Race], targets: Mapping[str, Sequence[float]], axis: Axis) -> list[Workload]:
+    """Each target of each race, by its heading, with the median price over seeds of every entrant."""
+    return [
+        Workload(
+            {e.name: statistics.median(e.prices(axis, race.better, target).values()) for e in race.entrants},
+            race.untrained_there(target),
+        )
+        for race in found
+        for target in targets[race.heading]
+    ]
 
 
 def races(
@@ -155,10 +192,22 @@ def races(
     quick = any(number(record, metric) for trial in mine for record in trial.evals if record.cheap)
     source = source or ("snapshots" if quick else "ladder")
     found = _of_snapshots(mine, metric, titles) if source == "snapshots" else _of_ladder(mine, metric, titles)
-    found = [race for race in found if len({entrant.method for entrant in race.entrants}) > 1]
+    every = list(found)
+    found = [race for race in every if len({entrant.method for entrant in race.entrants}) > 1]
     if not found:
         raise _no_race(mine, metric, source)
+    for race in every:
+        if race not in found:
+            _say_alone(race, [other for other in found if other.of == race.of] or found[:1])
     return found
+
+
+def _say_alone(race: Race, others: Sequence[Race]) -> None:
+    """What has no rival under its conditions is named where its rivals are."""
+    for other in others:
+        for entrant in race.entrants:
+            seeds = ", ".join(map(str, sorted(entrant.curves)))
+            other.remarks.append(f"{entrant.name}, seed {seeds}: in no race, alone under {race.heading}.")
 
 
 def _of_snapshots(trials: Sequence[Trial], metric: str, titles: Mapping[str, str]) -> Iterable[Race]:
@@ -243,7 +292,8 @@ def _full(trial: Trial, metric: str) -> Conditions:
 
 
 def _opened(group: Group, source: Source) -> Race:
-    return Race(group.heading, "", "", "higher", [], source, budgets=tuple(group.budget.split(BESIDE)))
+    budgets = tuple(group.budget.split(BESIDE))
+    return Race(group.heading, "", "", "higher", [], source, budgets=budgets, of=(group.dataset, group.size))
 
 
 def _entrant(seeds: Sequence[Trial], group: Group, titles: Mapping[str, str]) -> Entrant:

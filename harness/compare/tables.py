@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
-from harness.compare.races import AXES, Axis, Entrant, Race
+from harness.compare.races import AXES, Axis, Entrant, Race, workloads
 from harness.compare.ratios import MOST, Profile, Ratio, profile, speedup
 from harness.difference import Measured, difference, ranks
 from harness.report import format as fmt
@@ -37,13 +37,21 @@ SPEEDUP = (
     "The other's price over its own, paired by seed: the geometric mean, and the 95 % interval of its logarithm by t "
     "over seeds. Above 1, {first} was faster; bold where the interval leaves out 1."
 )
-AREA = "Mean quality from nothing spent to the cost that every run reached."
-EQUAL_COST = "Quality at equal cost, interpolated linearly: at shares of the cost that every run reached."
+AREA = (
+    "Mean quality from the cost at which every curve has begun (nothing spent, where the untrained networks were "
+    "measured) to that which every run reached."
+)
+EQUAL_COST = (
+    "Quality at equal cost, interpolated linearly: at shares of the cost that every run reached; — before a curve "
+    "begins."
+)
+POINTS = "One point a curve: no area, and no quality at equal cost."
 BEST = "Bold (on a terminal *): told apart from the next at 95 % by its note's test."
 PROFILE = (
     "The share of the workloads (a target on a data set, size and budget) on which a method pays at most so many times "
     f"the least price; the score is the area under it from 1 to {MOST:g}, 1 at best (AlgoPerf's rule). Prices are "
-    "medians over seeds; a target that was never reached is infinite, not left out."
+    "medians over seeds, infinite where a target was never reached. Left out is what nobody reached, or an untrained "
+    "network did."
 )
 BUDGETS = (
     "Ranks at each budget: the places that a method may have, each pair compared at 95 % by t over seeds. Under the "
@@ -60,8 +68,8 @@ def build(races: Sequence[Race], targets: Targets, chosen: bool) -> list[Table]:
     tables = [
         Table("Price to target", f"{PRICE} {how} {source} {OVER}", _each(races, targets, _prices)),
         Table(f"Speed-up of {first}", SPEEDUP.format(first=first), _each(races, targets, _speedups)),
-        Table("Area under the curve", f"{AREA} {source} {OVER}", tuple(_areas(race) for race in races)),
-        Table("Equal cost", f"{EQUAL_COST} {source} {OVER}", tuple(_equal_cost(race) for race in races)),
+        Table("Area under the curve", f"{AREA} {source} {OVER}", tuple(filter(None, map(_areas, races)))),
+        Table("Equal cost", f"{EQUAL_COST} {source} {OVER}", tuple(_equal_cost(race) for race in races if race.lines)),
     ]
     tables += _profiles(races, targets)
     tables += [_budgets(races)] if races[0].source == "ladder" else []
@@ -71,7 +79,7 @@ def build(races: Sequence[Race], targets: Targets, chosen: bool) -> list[Table]:
 def default_targets(race: Race) -> tuple[float, ...]:
     """Three qualities that every method reached in the mean and no untrained network has; none where there are none."""
     pick, sign = (max, 1) if race.better == "higher" else (min, -1)
-    start, end = pick(race.means(0)), -pick(-mean for mean in race.means(-1))
+    start, end = pick(race.untrained() or race.means(0)), -pick(-mean for mean in race.means(-1))
     if sign * (end - start) <= 0:
         return ()
     return tuple(round(start + share * (end - start), race.digits + 1) for share in CHOSEN)
@@ -104,7 +112,9 @@ def _section(race: Race, columns: Iterable[Column], rows: Iterable[Sequence[Cell
 
 
 def _prices(race: Race, targets: Sequence[float]) -> Section:
-    columns, rows = [Column(_goal(race), numeric=False)], _by_target(race.entrants, targets, race)
+    columns, rows = [Column(_goal(race), numeric=False), Column("seeds")], _by_target(race.entrants, targets, race)
+    for row, (_, e) in zip(rows, product(targets, race.entrants), strict=True):
+        row.append(Cell(str(len(e.curves))))
     for axis in _known(race):
         found = [(e, target, e.prices(axis, race.better, target)) for target in targets for e in race.entrants]
         unit = fmt.time_unit(price for _, _, prices in found for price in prices.values())
@@ -112,7 +122,7 @@ def _prices(race: Race, targets: Sequence[float]) -> Section:
         for row, (e, target, prices) in zip(rows, found, strict=True):
             untrained = e.untrained_there(race.better, target)
             row.append(priced(list(prices.values()), partial(axis.show, unit=unit), untrained, len(e.curves)))
-    return _section(race, columns, rows)
+    return _section(race, columns, rows, [] if race.lines else [POINTS])
 
 
 def _speedups(race: Race, targets: Sequence[float]) -> Section:
@@ -122,7 +132,9 @@ def _speedups(race: Race, targets: Sequence[float]) -> Section:
         columns.append(Column(f"by {axis.plain}"))
         pairs = ((first, other, target) for target in targets for other in others)
         for row, (mine, theirs, target) in zip(rows, pairs, strict=True):
-            row.append(_ratio(speedup(*(e.prices(axis, race.better, target) for e in (mine, theirs)))))
+            prices = [e.prices(axis, race.better, target) for e in (mine, theirs)]
+            untrained = any(e.untrained_there(race.better, target) for e in (mine, theirs))
+            row.append(_ratio(speedup(*prices, untrained)))
     return _section(race, columns, rows, [f"{first.name}: {note}." for note in _named([first]).notes])
 
 
@@ -149,7 +161,8 @@ def _ratio(found: Ratio | None) -> Cell:
     if found.low is None or found.high is None:
         return Cell(_times(found.value), f"{found.value:.10g}", notes=(found.note,) if found.note else ())
     text = f"{_times(found.value)} ({_times(found.low)} to {_times(found.high)})"
-    return Cell(text, f"{found.value:.10g}", best=found.low > 1 or found.high < 1)
+    note = (found.note,) if found.note else ()
+    return Cell(text, f"{found.value:.10g}", notes=note, best=found.low > 1 or found.high < 1)
 
 
 def _times(value: float) -> str:
@@ -159,14 +172,18 @@ def _times(value: float) -> str:
 # -- area, equal cost -------------------------------------------------------------------------------------------------
 
 
-def _areas(race: Race) -> Section:
+def _areas(race: Race) -> Section | None:
+    """None where no curves are known side by side on any axis."""
     columns, rows = [], [[_named([entrant])] for entrant in race.entrants]
     for axis in _known(race):
-        cost = race.common(axis)
+        first, cost = race.first(axis), race.common(axis)
+        if not race.lines or not first < cost:
+            continue
         unit = fmt.time_unit([cost])
-        columns.append(Column(f"mean {race.metric}, to {axis.amount.format(axis.show(cost, unit), unit)}"))
-        _fill(rows, race, [entrant.areas(axis, cost) for entrant in race.entrants])
-    return _section(race, columns, rows, [BEST])
+        span = f"from {axis.show(first, unit)} to" if first else "to"
+        columns.append(Column(f"mean {race.metric}, {span} {axis.amount.format(axis.show(cost, unit), unit)}"))
+        _fill(rows, race, [entrant.areas(axis, first, cost) for entrant in race.entrants])
+    return _section(race, columns, rows, [BEST]) if columns else None
 
 
 def _equal_cost(race: Race) -> Section:
@@ -191,12 +208,13 @@ def _fill(rows: Sequence[list[Cell]], race: Race, found: Sequence[Mapping[int, f
 
 
 def _leader(race: Race, found: Sequence[Mapping[int, float]]) -> tuple[int | None, str]:
-    means = [statistics.fmean(values.values()) for values in found]
-    order = sorted(range(len(found)), key=lambda i: -means[i] if race.better == "higher" else means[i])
+    sign = -1 if race.better == "higher" else 1
+    known = [i for i, values in enumerate(found) if values]
+    order = sorted(known, key=lambda i: sign * statistics.fmean(found[i].values()))
     if len(order) < 2:
         return None, ""
     gap = difference(Measured(found[order[0]]), Measured(found[order[1]]))
-    if gap is None or not gap.told:
+    if gap is None or not gap.told or sign * gap.mean > 0:  # the seeds that both have may say another thing than all
         return None, ""
     low, high = sorted((abs(gap.low), abs(gap.high)))
     shown = [fmt.fixed(value, race.digits) for value in (abs(gap.mean), low, high)]
@@ -211,19 +229,10 @@ def _profiles(races: Sequence[Race], targets: Targets) -> list[Table]:
     sections = []
     for axis in AXES.values():
         known = [race for race in races if race.common(axis) is not None]
-        workloads = [
-            {entrant.name: _median(entrant.prices(axis, race.better, target)) for entrant in race.entrants}
-            for race in known
-            for target in targets[race.heading]
-        ]
-        found = profile(workloads)
+        found = profile(workloads(known, targets, axis))
         if found.ratios and axis.name != "time":
             sections.append(_profile(found, axis, [entrant for race in known for entrant in race.entrants]))
     return [Table("Performance profile", PROFILE, tuple(sections))]
-
-
-def _median(prices: Mapping[int, float]) -> float:
-    return statistics.median(prices.values()) if prices else math.inf
 
 
 def _profile(found: Profile, axis: Axis, entrants: Sequence[Entrant]) -> Section:
@@ -233,8 +242,7 @@ def _profile(found: Profile, axis: Axis, entrants: Sequence[Entrant]) -> Section
         shares = [Cell(fmt.fixed(100 * found.share(name, tau), 0)) for tau in TAUS]
         who = _named([entrant for entrant in entrants if entrant.name == name])
         rows.append(Row("method", (who, *shares, Cell(fmt.fixed(found.score(name), 3)))))
-    workloads = len(next(iter(found.ratios.values())))
-    return Section(f"by {axis.plain}", f"{workloads} workloads", tuple(columns), tuple(rows))
+    return Section(f"by {axis.plain}", found.said(), tuple(columns), tuple(rows))
 
 
 def _budgets(races: Sequence[Race]) -> Table:

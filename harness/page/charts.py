@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from harness.ledger import ACCOUNTS, CHARGED
+from harness.records import RunRecord
 from harness.report import anytime
 from harness.report import format as fmt
 from harness.report.layout import Section, Table
@@ -34,7 +35,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Trade:
-    """Recognition (x) against generation (y), of rows that may be compared."""
+    """Recognition (x) against generation (y), of rows that may be compared; each spot is of the same runs on both."""
 
     of: tuple[str, ...]
     heading: str
@@ -84,7 +85,8 @@ def _pairs(known: Section, draws: Section) -> Iterable[Trade]:
     heading = known.heading if known.heading == draws.heading else f"{known.heading}; {draws.heading}"
     for i, j in product(_numbers(known), _numbers(draws)):
         xs, ys = _values(known, i), _values(draws, j)
-        spots = tuple(Spot(name, *xs[name], *ys[name]) for name in xs if name in ys)
+        both = [name for name in xs if name in ys and xs[name][0] == ys[name][0]]
+        spots = tuple(Spot(name, *xs[name][1], *ys[name][1]) for name in both)
         if spots:
             x, y = known.columns[i], draws.columns[j]
             names = (x.plain or x.title, y.plain or y.title)
@@ -99,11 +101,20 @@ def _better(title: str) -> str:
     return next(better for better, arrow in ARROWS.items() if title.endswith(arrow))
 
 
-def _values(section: Section, j: int) -> dict[str, tuple[float, float | None]]:
-    """The column's mean and half-width of each method that has them."""
-    rows = [(row.cells[0].text, row.cells[j]) for row in section.rows if row.kind == "method"]
-    read = {name: (float(c.plain), None if c.half is None else float(c.half)) for name, c in rows if c.plain}
-    return {name: found for name, found in read.items() if all(map(math.isfinite, filter(None, found)))}
+def _values(section: Section, j: int) -> dict[str, tuple[frozenset[str], tuple[float, float | None]]]:
+    """The column's mean and half-width of each method that has them, and the runs that they are of.
+
+    Not of what saw labels in pre-training, which is no rival of the others.
+    """
+    found = {}
+    for row in section.rows:
+        runs, cell = [made for made in row.cells[0].records if isinstance(made, RunRecord)], row.cells[j]
+        if row.kind != "method" or not cell.plain or any(run.saw_labels for run in runs):
+            continue
+        value = float(cell.plain), None if cell.half is None else float(cell.half)
+        if all(map(math.isfinite, filter(None, value))):
+            found[row.cells[0].text] = frozenset(run.key for run in runs), value
+    return found
 
 
 @dataclass(frozen=True)

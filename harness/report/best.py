@@ -11,7 +11,7 @@ from harness.report.lines import SAW_LABELS, Line, Place
 
 REMARK = (
     "Bold (on a terminal *): the best of its column, told apart from the next at 95 %; its note names the test. Where "
-    "nothing is bold, the first two cannot be told apart."
+    "nothing is bold, the first two cannot be told apart, or the first does not beat what it must."
 )
 
 
@@ -24,12 +24,12 @@ class Best:
     ahead: Difference
 
     def note(self, digits: int) -> str:
-        gap, low, high = (fixed(abs(value), digits) for value in self._sorted())
+        gap, low, high = (fixed(value, digits) for value in self._sorted())
         return f"ahead of {self.next.label} by {gap} ({low} to {high}): {self.ahead.test}"
 
     def _sorted(self) -> tuple[float, float, float]:
         low, high = sorted((abs(self.ahead.low), abs(self.ahead.high)))
-        return self.ahead.mean, low, high
+        return abs(self.ahead.mean), low, high
 
 
 def rivals(lines: Sequence[Line], place: Place) -> list[Line]:
@@ -41,12 +41,18 @@ def rivals(lines: Sequence[Line], place: Place) -> list[Line]:
 
 
 def best(lines: Sequence[Line], place: Place) -> Best | None:
-    """The best row of the column; None where the first two cannot be told apart, or there is nothing to compare."""
+    """The best row of the column; None where the first two cannot be told apart, or there is nothing to compare.
+
+    Two methods are compared by the seeds that both have: those may put another one first than all seeds do.
+    """
     order = rivals(lines, place)
     if len(order) < 2:
         return None
     found = difference(order[0].measured(place), order[1].measured(place))
-    return None if found is None or not found.told else Best(order[0], order[1], found)
+    if found is None or not found.told:
+        return None
+    ahead = (found.mean > 0) == (order[0].numbers(place)[0].better == "higher")
+    return Best(order[0], order[1], found) if ahead else None
 
 
 def places(lines: Sequence[Line], place: Place) -> dict[str, tuple[int, int]]:

@@ -158,6 +158,9 @@ def _spent(line: Line) -> Cell:
     return Cell("–".join(dict.fromkeys([texts[0], texts[-1]]))) if texts else Cell()
 
 
+_BETTER = {"img/s": "higher", "MFU, %": "higher"}  # the rest costs something, or is no merit
+
+
 def _measures(lines: Sequence[Line]) -> list[tuple[Column, Make]]:
     """What was measured of the network and its pace; fields that few devices report, where one did."""
     always = [
@@ -178,7 +181,7 @@ def _measures(lines: Sequence[Line]) -> list[tuple[Column, Make]]:
     chosen = [(*entry, lambda c: None) for entry in always]
     chosen += [entry for entry in reported if any(entry[2](cost) is not None for cost in costs)]
     made = [
-        (Column(title, plain or None), _measure(_of_cost(get), show, _of_cost(said)))
+        (Column(title, plain or None, better=_BETTER.get(title, "")), _measure(_of_cost(get), show, _of_cost(said)))
         for title, plain, get, show, said in chosen
     ]
     seen = (Column("images seen"), _measure(lambda run: run.spend.img if run.ledger else None, fmt.count))

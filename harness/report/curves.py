@@ -79,8 +79,15 @@ def between(before: Spend, after: Spend, way: float) -> Spend:
     return type(before)(**{name: low + way * (high - low) for (name, low), high in pairs})
 
 
-def value_at(points: Sequence[Point], cost: float, of: Callable[[Spend], float]) -> float:
-    """The quality at that cost, interpolated linearly; at the ends that of the end."""
+def begins(points: Sequence[Point], of: Callable[[Spend], float]) -> float:
+    """The cost from which on the curve's quality is known: an untrained network has its own from the start."""
+    return 0.0 if points[0].untrained else of(points[0].at)
+
+
+def value_at(points: Sequence[Point], cost: float, of: Callable[[Spend], float]) -> float | None:
+    """The quality at that cost, interpolated linearly; after the last point that of the last, None before the first."""
+    if cost < begins(points, of):
+        return None
     if cost <= of(points[0].at):
         return points[0].value
     for before, after in pairwise(points):
@@ -90,13 +97,16 @@ def value_at(points: Sequence[Point], cost: float, of: Callable[[Spend], float])
     return points[-1].value
 
 
-def mean_quality(points: Sequence[Point], cost: float, of: Callable[[Spend], float]) -> float:
-    """The area under the curve from nothing spent to `cost`, divided by `cost`: in the quality's own unit."""
-    inner = sorted({c for point in points if 0 < (c := of(point.at)) < cost})
-    grid = [0.0, *inner, cost]
+def mean_quality(points: Sequence[Point], first: float, cost: float, of: Callable[[Spend], float]) -> float:
+    """The area under the curve from the cost `first` to `cost`, by their distance: in the quality's own unit.
+
+    The curve is to be known from `first` on (`begins`).
+    """
+    inner = sorted({c for point in points if first < (c := of(point.at)) < cost})
+    grid = [first, *inner, cost]
     heights = [value_at(points, c, of) for c in grid]
     area = sum((b - a) * (p + q) / 2 for (a, p), (b, q) in pairwise(zip(grid, heights, strict=True)))
-    return area / cost
+    return area / (cost - first)
 
 
 def joules(run: RunRecord, at: Spend) -> float | None:

@@ -29,6 +29,8 @@ class Column:
     plain: str | None = None  # for CSV, where it differs
     numeric: bool = True
     notes: tuple[str, ...] = ()
+    eval: str = ""  # whose number it is
+    better: str = ""  # "higher" or "lower", where one is
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,11 @@ def _rank(interval: tuple[int, int] | None) -> Cell:
 
 
 def _section(group: Group, standings: Sequence[Standing], columns: Sequence[Column]) -> Section:
-    head = [Column("method", numeric=False), Column("seeds"), *columns, Column("mean rank"), Column("img/s")]
+    last = Column("mean rank"), Column("img/s", better="higher")
+    head = [Column("method", numeric=False), Column("seeds"), *columns, *last]
     rows = []
     for row in standings:
-        mean = Cell() if row.mean is None else Cell(fixed(row.mean, 1))
+        mean = Cell() if row.mean is None else Cell(fixed(row.mean, 2))
         made_by = tuple(trial.run for trial in row.line.trials)
         cells = [Cell(row.line.label, notes=row.line.notes, records=made_by), Cell(row.line.seeds), *row.cells, mean]
         kind = "method" if row.line.kind == "method" else "unfinished"
@@ -144,9 +145,9 @@ def _across(found: Sequence[tuple[Group, list[Standing], Section]]) -> Section:
     columns = [Column("method", numeric=False), *(Column(group.heading) for group, _, _ in found), Column("mean rank")]
     rows = []
     for name in names:
-        cells = [Cell(MISSING if mean is None else fixed(mean, 1)) for mean in means[name]]
+        cells = [Cell(MISSING if mean is None else fixed(mean, 2)) for mean in means[name]]
         missing = len(known[name]) < len(found)
         note = (f"over {len(known[name])} of {len(found)} sections",) if missing and known[name] else ()
-        mean = Cell(fixed(statistics.fmean(known[name]), 1), notes=note) if known[name] else Cell()
+        mean = Cell(fixed(statistics.fmean(known[name]), 2), notes=note) if known[name] else Cell()
         rows.append(Row("method", (Cell(name), *cells, mean)))
     return Section(ACROSS, "", tuple(columns), tuple(rows))

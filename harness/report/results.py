@@ -215,7 +215,7 @@ class Builder:
             title += f" on {place.dataset}"
         if any(p.title == place.title and p.dataset == place.dataset and p != place for p in self.places):
             title += f" ({place.eval})"
-        return Column(f"{title} {ARROWS[number.better]}", title)
+        return Column(f"{title} {ARROWS[number.better]}", title, eval=place.eval, better=number.better)
 
     def _closing(self) -> dict[str, Callable[[Line], Cell]]:
         """The columns after the numbers."""

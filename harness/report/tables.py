@@ -54,9 +54,8 @@ RESULTS = {  # by the `table` of a Number
 OVERALL_TITLE = "Overall"
 OVERALL = (
     "Each kind of result by its first number. A rank is the places that a method may have: behind every method that it "
-    "can be told to be behind at 95 %, each pair by itself (paired bootstrap over test images with the scatter over "
-    "seeds where records keep which images were guessed right, else t over seeds). Mean rank: of the middles of those "
-    "places. "
+    "can be told to be behind at 95 %, each pair by itself (paired over test images and seeds where records keep which "
+    "images were guessed right, else t over seeds). Mean rank: of the middles of those places. "
     f"{SEEDS} {ABSENT}"
 )
 ALWAYS = ("representation", "generation")  # shown also where nothing was measured yet

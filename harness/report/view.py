@@ -14,6 +14,7 @@ from harness.report.layout import Column, Row, Section, Table
 from harness.report.sections import Kind
 
 MIXABLE = get_args(Kind)
+_NUMBER = re.compile(r"-?(\d+(\.\d*)?(e[-+]?\d+)?|inf)")
 FIXED = ("method", "seeds")  # columns that always stay
 
 
@@ -44,10 +45,11 @@ class View:
             if not any(_same(name, table.title) for table in tables):
                 raise unknown("table", name, [table.title for table in tables], "--only NAME,NAME")
         kept = [t for t in tables if not self.only or any(_same(name, t.title) for name in self.only)]
-        titles = [_plain(c) for table in kept for section in table.sections for c in section.columns]
+        columns = [column for table in kept for section in table.sections for column in section.columns]
         for name in [*self.columns, *([self.sort.removeprefix("-")] if self.sort else [])]:
-            if not any(_same(name, title) for title in titles):
-                raise unknown("column", name, titles, "the head of a column, or its beginning")
+            if not _meant(name, columns):
+                known = [column.plain or column.title for column in columns]
+                raise unknown("column", name, known, "the head of a column or its beginning, or an eval")
         return [replace(table, sections=tuple(self._section(section) for section in table.sections)) for table in kept]
 
     def _section(self, section: Section) -> Section:
@@ -55,8 +57,7 @@ class View:
             section = _sorted(section, self.sort)
         if not self.columns:
             return section
-        wanted = [*FIXED, *self.columns]
-        kept = [j for j, column in enumerate(section.columns) if any(_same(name, _plain(column)) for name in wanted)]
+        kept = sorted({j for name in (*FIXED, *self.columns) for j in _meant(name, section.columns)})
         rows = tuple(replace(row, cells=tuple(row.cells[j] for j in kept)) for row in section.rows)
         return replace(section, columns=tuple(section.columns[j] for j in kept), rows=rows)
 
@@ -97,14 +98,16 @@ def _letters(text: str) -> str:
     return re.sub(r"[^a-z0-9%]", "", text.lower())
 
 
-def _plain(column: Column) -> str:
-    return column.plain or column.title
+def _meant(name: str, columns: Sequence[Column]) -> list[int]:
+    """The columns that `name` means: an eval's own, or else those whose head begins with it."""
+    own = [j for j, column in enumerate(columns) if column.eval and _letters(column.eval) == _letters(name)]
+    heads = [(column.title, column.plain or column.title) for column in columns]
+    return own or [j for j, names in enumerate(heads) if any(_same(name, head) for head in names)]
 
 
 def _sorted(section: Section, sort: str) -> Section:
     """Each group of rows (a method with its untrained network) by the value of its first row; references stay last."""
-    name = sort.removeprefix("-")
-    found = [j for j, column in enumerate(section.columns) if _same(name, _plain(column))]
+    found = _meant(sort.removeprefix("-"), section.columns)
     if not found:
         return section
     j = found[0]
@@ -114,8 +117,8 @@ def _sorted(section: Section, sort: str) -> Section:
             groups[-1].append(row)
         else:
             groups.append([row])
-    better_is_more = "↑" in section.columns[j].title
-    rising = better_is_more == sort.startswith("-")  # the best first; where nothing is better, the smallest
+    # The best first; where nothing is better, the smallest.
+    rising = (section.columns[j].better == "higher") == sort.startswith("-")
     ordered = sorted(groups, key=lambda group: _key(group[0], j, rising))
     return replace(section, rows=tuple(row for group in ordered for row in group))
 
@@ -123,8 +126,8 @@ def _sorted(section: Section, sort: str) -> Section:
 def _key(row: Row, j: int, rising: bool) -> tuple[int, int, float, str]:
     """References and published numbers after methods; what has no number after what has one."""
     cell = row.cells[j]
-    try:
-        value = float((cell.plain or cell.text).replace("–", " ").split()[0])  # of a rank interval its first place
-    except (ValueError, IndexError):
+    found = _NUMBER.match(cell.plain or cell.text)  # of a rank interval its first place
+    if found is None:
         return (row.kind in ("reference", "published"), 1, 0.0, cell.text)
+    value = float(found[0])
     return (row.kind in ("reference", "published"), 0, value if rising else -value, row.cells[0].text)

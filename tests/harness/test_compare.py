@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.compare.races import AXES, Race, races
-from harness.compare.ratios import profile, speedup
+from harness.compare.ratios import Workload, profile, speedup
 from harness.compare.tables import build, default_targets
 from harness.errors import HarnessError
 from harness.records import RunRecord, Spend
@@ -75,9 +75,11 @@ def test_prices_are_read_off_the_curves_linearly():
 def test_the_area_is_the_trapezoids_over_the_cost():
     fast = race().entrants[0]
     by_hand = (15 * (40 + 60) / 2 + 15 * (60 + 70) / 2 + 30 * (70 + 74) / 2) / 60
-    assert fast.areas(AXES["gpu-h"], 60.0)[0] == pytest.approx(by_hand)
+    assert fast.areas(AXES["gpu-h"], 0.0, 60.0)[0] == pytest.approx(by_hand)
     until_20 = (15 * (40 + 60) / 2 + 5 * (60 + 60 + 10 / 3) / 2) / 20
-    assert fast.areas(AXES["gpu-h"], 20.0)[0] == pytest.approx(until_20), "cut where the shorter run ends"
+    assert fast.areas(AXES["gpu-h"], 0.0, 20.0)[0] == pytest.approx(until_20), "cut where the shorter run ends"
+    from_15 = (15 * (60 + 70) / 2 + 30 * (70 + 74) / 2) / 45
+    assert fast.areas(AXES["gpu-h"], 15.0, 60.0)[0] == pytest.approx(from_15), "from where the later curve begins"
 
 
 def test_speed_up_is_the_geometric_mean_with_the_interval_of_its_logarithm():
@@ -121,12 +123,59 @@ def test_a_target_that_an_untrained_network_reaches_is_said(source):
 
 
 def test_the_profile_counts_ratios_to_the_best_and_its_area_is_the_score():
-    found = profile(
-        [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.5}, {"a": 1.0, "b": math.inf}, {"a": math.inf, "b": math.inf}]
-    )
+    prices = [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 1.5}, {"a": 1.0, "b": math.inf}, {"a": math.inf, "b": math.inf}]
+    found = profile([Workload(each) for each in prices])
     assert found.ratios == {"a": (1.0, 2.0, 1.0), "b": (2.0, 1.0, math.inf)}
     assert [found.share("b", tau) for tau in (1.0, 1.9, 2.0, 4.0)] == [1 / 3, 1 / 3, 2 / 3, 2 / 3]
     assert found.score("a") == pytest.approx((1 + 2 / 3 + 1) / 3) and found.score("b") == pytest.approx((2 / 3 + 1) / 3)
+
+
+def test_a_workload_that_says_nothing_of_the_methods_is_left_out_and_counted():
+    """A network that is there before training pays what its preparation took: noise, however small."""
+    found = profile(
+        [
+            Workload({"a": 2.0, "b": 1.0}),
+            Workload({"a": 0.0001, "b": 0.0009}, untrained=True),
+            Workload({"a": 1.0}),
+            Workload({"a": math.inf, "b": math.inf}),
+        ]
+    )
+    assert found.ratios == {"a": (2.0,), "b": (1.0,)}
+    assert found.said() == (
+        "1 workload; 1 more left out: reached by an untrained network; 1 more left out: not every method ran there; "
+        "1 more left out: reached by nobody"
+    )
+
+
+def test_what_an_untrained_network_reached_is_no_price_of_training():
+    """The first snapshot lies a moment after the start: preparing took that long."""
+    runs, evals = study(slow={0: (41, 48, 58, 68), 1: (41, 50, 60, 70), 2: (41, 47, 57, 66)})
+    start = Spend(wall_s=0.0004, device_s=0.0004, flop=0, img=0)
+    runs = [r.model_copy(update={"snapshots": r.snapshots | {"0.0000": start}}) for r in runs]
+    (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
+    made = build([found], {found.heading: (40.5, 50.0)}, chosen=False)
+    untrained, trained = rows(made, "Speed-up of fast")
+    assert untrained["by device s"] == untrained["by FLOP"] == "—"
+    assert "reached by an untrained network" in untrained["notes"] and float(trained["by device s"]) > 1
+    profiles = next(table for table in made if table.title == "Performance profile")
+    assert {s.conditions for s in profiles.sections} == {"1 workload; 1 more left out: reached by an untrained network"}
+
+
+def test_a_seed_without_a_partner_that_never_got_there_is_not_dropped():
+    found = speedup({0: 1.0, 1: 1.1, 2: math.inf}, {0: 2.0, 1: 2.3})
+    assert found.low is None and "reached by 2 of 3 seeds" in found.note
+    assert speedup({0: 1.0, 1: 1.1, 2: 1.2}, {0: 2.0, 1: 2.3}).note == "over the 2 seeds that both have"
+
+
+def test_who_is_ahead_on_the_seeds_that_both_have_alone_is_not_marked():
+    """By all seeds the first is ahead; by those of both the second is, and told apart."""
+    values = {"fast": {0: (40, 60, 70, 60), 1: (40, 60, 70, 60.2), 2: (40, 60, 70, 90)},
+              "slow": {0: (40, 50, 60, 65), 1: (40, 50, 60, 65.1)}}  # fmt: skip
+    found = race(values["fast"], values["slow"])
+    table = next(t for t in build([found], {found.heading: (54.0,)}, chosen=False) if t.title == "Equal cost")
+    last = [row for row in table.sections[0].rows if row.cells[1].text == "100 %"]
+    assert [row.cells[0].text for row in last] == ["fast", "slow"]
+    assert not any(cell.best for row in last for cell in row.cells)
 
 
 def test_at_equal_cost_the_better_is_marked_where_it_can_be_told():
@@ -152,6 +201,17 @@ def test_a_run_that_is_not_finished_is_said_and_takes_no_part():
     (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
     assert sorted(found.entrants[0].curves) == [1, 2]
     assert found.remarks == ["fast, seed 0: running 100%"]
+
+
+def test_a_seed_of_another_machine_is_named_where_it_is_left_out():
+    runs, evals = study()
+    other = runs[2].environment.model_copy(update={"device": "Another CPU"})
+    runs[2] = runs[2].model_copy(update={"environment": other})
+    (found,) = races(gather(runs, evals)[0], ["fast", "slow"], "linear", None, {})
+    (remark,) = found.remarks
+    assert remark.startswith("fast, seed 2: in no race, alone under digits") and "Another CPU" in remark
+    made = build([found], {found.heading: (54.0,)}, chosen=False)
+    assert [(row["method"], row["seeds"]) for row in rows(made, "Price to target")] == [("fast", "2"), ("slow", "3")]
 
 
 def test_methods_on_different_machines_are_in_no_race():
@@ -244,4 +304,5 @@ def test_the_command_prints_and_keeps_tables_and_a_picture_of_equal_bytes(tmp_pa
         )
         contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())})
     assert contents[0] == contents[1]
+    assert contents[0]["compare.tex"].isascii(), "pdflatex sets it as it is"
     assert set(contents[0]) == {"compare.png", "compare.svg", *(f"compare.{form}" for form in FORMATS)}

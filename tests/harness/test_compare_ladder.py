@@ -70,6 +70,35 @@ def test_it_has_ranks_at_each_budget_and_says_where_they_cross():
     assert section.remarks[0] == f"slow overtakes fast at about {at:.0f} s of device time."
 
 
+def test_nothing_is_said_of_what_was_spent_before_a_ladder_begins():
+    """Without untrained networks nothing is known below the first rung, and of one rung nothing around it."""
+    runs, evals = joined(climbed("fast", FAST), climbed("slow", SLOW))
+    (found,) = ladders((runs, [record for record in evals if record.share != 0.0]))
+    made = {table.title: table for table in build([found], {found.heading: (55.0,)}, chosen=False)}
+    (area,) = made["Area under the curve"].sections
+    assert "from 60.0 to 240 s" in area.columns[1].title and area.rows[0].cells[1].text == "62.1 ± 0.2"
+    runs, evals = joined(climbed("fast", {"4min": 60.0, "16min": 64.0}), climbed("slow", FAST))
+    (found,) = ladders((runs, [record for record in evals if record.share != 0.0]))
+    made = {table.title: table for table in build([found], {found.heading: (55.0,)}, chosen=False)}
+    assert "Area under the curve" not in made, "one begins where the other ends"
+    (equal,) = made["Equal cost"].sections
+    assert [row.cells[2].text for row in equal.rows] == [
+        "—",
+        "60.1 ± 0.2",
+        "—",
+        "61.4 ± 0.2",
+        "60.1 ± 0.2",
+        "64.1 ± 0.2",
+    ]
+    (one,) = ladders(climbed("fast", {"1min": 60.0}), climbed("slow", {"1min": 50.0}))
+    for entrant in one.entrants:
+        entrant.curves = {seed: points[1:] for seed, points in entrant.curves.items()}
+    made = build([one], {one.heading: (45.0,)}, chosen=False)
+    assert [table.title for table in made][:2] == ["Price to target", "Speed-up of fast"]
+    assert "Equal cost" not in [table.title for table in made]
+    assert made[0].sections[0].remarks == ("One point a curve: no area, and no quality at equal cost.",)
+
+
 def test_csv_keeps_the_ranks_of_every_budget():
     (found,) = ladders(climbed("fast", FAST), climbed("slow", SLOW))
     made = [table for table in build([found], {found.heading: ()}, chosen=False) if table.title == "Budgets"]

@@ -52,7 +52,9 @@ def test_the_best_is_marked_and_its_note_names_the_next_the_gap_and_the_test():
     section = representation(*records({"a": 0.5, "b": 0.6, "c": 0.4}))
     assert marked(*records({"a": 0.5, "b": 0.6, "c": 0.4})) == ["b"]
     cell = next(cell for row in section.rows for cell in row.cells if cell.best)
-    assert cell.notes[0].startswith("ahead of a by 10.0 (") and "paired bootstrap over test images" in cell.notes[0]
+    assert (
+        cell.notes[0].startswith("ahead of a by 10.0 (") and "paired over test images (the bootstrap's" in cell.notes[0]
+    )
     assert REMARK in section.remarks
 
 
@@ -88,11 +90,28 @@ def test_every_format_shows_it(form, said):
     assert said in render(build(*records({"a": 0.5, "b": 0.6})), form)
 
 
+def test_the_first_is_not_marked_where_the_seeds_that_both_have_put_another_one_ahead():
+    runs, evals = records({"a": 0.5, "b": 0.5}, hits=False)
+    values = {("a", 0): 40.0, ("a", 1): 40.2, ("a", 2): 90.0, ("b", 0): 45.0, ("b", 1): 45.1}
+    kept = [
+        (run, record) for run, record in zip(runs, evals, strict=True) if (run.cell.method, run.cell.seed) in values
+    ]
+    runs = [run for run, _ in kept]
+    evals = [
+        record.model_copy(update={"numbers": {"value": record.numbers["value"].model_copy(update={"value": v})}})
+        for run, record in kept
+        for v in [values[run.cell.method, run.cell.seed]]
+    ]
+    assert marked(runs, evals) == []
+    (section,) = table("Overall", runs, evals).sections
+    assert {row.cells[0].text: row.cells[3].text for row in section.rows} == {"a": "2", "b": "1"}
+
+
 def test_ranks_are_intervals_and_rows_are_in_their_order():
     made = table("Overall", *records({"a": 0.5, "b": 0.6, "c": 0.6025, "d": 0.4}))
     (section,) = made.sections
     found = [(row.cells[0].text, row.cells[3].text, row.cells[4].text) for row in section.rows]
-    assert found == [("b", "1–2", "1.5"), ("c", "1–2", "1.5"), ("a", "3", "3.0"), ("d", "4", "4.0")]
+    assert found == [("b", "1–2", "1.50"), ("c", "1–2", "1.50"), ("a", "3", "3.00"), ("d", "4", "4.00")]
 
 
 def test_several_sections_have_a_last_one_with_the_mean_of_their_ranks():
@@ -107,8 +126,8 @@ def test_several_sections_have_a_last_one_with_the_mean_of_their_ranks():
     sections = table("Overall", [*runs, *more], [*evals, *others]).sections
     assert [section.heading for section in sections][-1] == "mean rank in every section"
     assert [[cell.text for cell in row.cells] for row in sections[-1].rows] == [
-        ["a", "2.0", "1.0", "1.5"],
-        ["b", "1.0", "2.0", "1.5"],
+        ["a", "2.00", "1.00", "1.50"],
+        ["b", "1.00", "2.00", "1.50"],
     ]
 
 

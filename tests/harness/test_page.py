@@ -124,6 +124,23 @@ def test_recognition_stands_against_generation_of_the_same_runs() -> None:
     assert {spot.name for spot in found[0].spots} == {"umd", "lmd", "mae"}  # no untrained network, no reference
 
 
+def test_no_spot_joins_what_different_runs_reached() -> None:
+    """A method's recognition on one machine against its samples from another is no method's."""
+    runs, evals = made_study()
+    other = runs[0].environment.model_copy(update={"device": "Other CPU"})
+    moved = {run.key for run in runs if run.cell.method == "umd" and run.cell.seed == 0}
+    runs = [run.model_copy(update={"environment": other}) if run.key in moved else run for run in runs]
+    keys = {(trade.heading, spot.name) for trade in charts.trades(build(runs, evals)) for spot in trade.spots}
+    assert {name for heading, name in keys if "Other CPU" in heading} <= {"umd"}
+    assert not any(";" in heading for heading, _ in keys)
+
+
+def test_what_saw_labels_is_on_no_front() -> None:
+    runs, evals = made_study()
+    runs = [run.model_copy(update={"saw_labels": run.cell.method == "umd"}) for run in runs]
+    assert {spot.name for trade in charts.trades(build(runs, evals)) for spot in trade.spots} == {"lmd", "mae"}
+
+
 def test_runs_of_other_settings_are_lines_of_their_own() -> None:
     runs = [made_run("umd", 0), made_run("umd", 1, config={"mask_ratio": 0.5})]
     evals = [made_eval(run, "linear", 80 + 9 * i, share=0.5, cheap=True) for i, run in enumerate(runs)]

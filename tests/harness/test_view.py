@@ -7,6 +7,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.plugins import method_plugins
 from harness.records import Spec
+from harness.report.layout import Cell, Column, Row, Section, Table
 from harness.report.published import Published, of_methods
 from harness.report.tables import build
 from harness.report.view import view
@@ -52,6 +53,35 @@ def test_the_best_comes_first_with_its_untrained_network_and_references_last(sor
     found = labels(table)
     assert [name for name in found if name in order] == order and found[-1] == "raw pixels"
     assert all(found[found.index(name) + 1] == f"{name}, untrained" for name in order)
+
+
+def section(*columns: Column, rows: dict[str, tuple[str, ...]]) -> Table:
+    made = tuple(
+        Row("method", (Cell(name), *(Cell(text, text.replace("–", "-")) for text in cells)))
+        for name, cells in rows.items()
+    )
+    return Table("T", "", (Section("s", "", (Column("method", numeric=False), *columns), made),))
+
+
+def test_ranks_are_sorted_by_their_first_place_and_pace_by_the_fastest():
+    rank, pace = Column("rank", "linear rank", numeric=False), Column("img/s", better="higher")
+    table = section(rank, pace, rows={"a": ("3", "9"), "b": ("1–2", "12"), "c": ("1–2", "300"), "d": ("4–10", "2e3")})
+    for sort, order in (("linear rank", "bcad"), ("-rank", "dabc"), ("img/s", "dcba"), ("-img/s", "abcd")):
+        (shown,) = view(sort=sort).of_tables([table])
+        assert "".join(row.cells[0].text for row in shown.sections[0].rows) == order
+    (shown,) = view(columns="rank").of_tables([table])
+    assert [column.title for column in shown.sections[0].columns] == ["method", "rank"]
+
+
+def test_an_evals_name_means_its_own_columns_before_heads_that_begin_like_it():
+    head = Column("linear head top-1 % ↑", "linear head top-1 %", eval="attentive", better="higher")
+    probe = Column("linear probe top-1 % ↑", "linear probe top-1 %", eval="linear", better="higher")
+    table = section(head, probe, rows={"a": ("40", "50"), "b": ("45", "30")})
+    (shown,) = view(sort="linear").of_tables([table])
+    assert [row.cells[0].text for row in shown.sections[0].rows] == ["a", "b"]
+    (shown,) = view(sort="linear head", columns="linear").of_tables([table])
+    assert [row.cells[0].text for row in shown.sections[0].rows] == ["b", "a"]
+    assert [column.title for column in shown.sections[0].columns] == ["method", "linear probe top-1 % ↑"]
 
 
 def test_where_less_is_better_the_least_comes_first():
