@@ -37,11 +37,11 @@ class Stopper:
     @contextmanager
     def graceful(self) -> Iterator[None]:
         """While this is open, one signal only sets `asked`."""
-        self._graceful = True
+        before, self._graceful = self._graceful, True
         try:
             yield
         finally:
-            self._graceful = False
+            self._graceful = before
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.by = not self.by, self.by or signal.Signals(number).name

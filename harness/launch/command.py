@@ -238,10 +238,10 @@ def _meant(tasks: list[Task], cells: Collection[str]) -> set[str]:
     """Names of the tasks of the cells: keys, or the start of one, or a method's name."""
     if not cells:
         return {task.name for task in tasks}
-    found = {task.name for task in tasks for cell in cells if task.key.startswith(cell)}
-    if not found:
-        raise unknown("cell", next(iter(cells)), sorted({task.key for task in tasks}), "status shows them")
-    return found
+    for cell in cells:
+        if not any(task.key.startswith(cell) for task in tasks):
+            raise unknown("cell", cell, sorted({task.key for task in tasks}), "status shows them")
+    return {task.name for task in tasks for cell in cells if task.key.startswith(cell)}
 
 
 def log_files(place: store.Study, cell: str) -> list[Path]:
@@ -250,8 +250,8 @@ def log_files(place: store.Study, cell: str) -> list[Path]:
     study = build(place.asked().request)
     asked = _launched_by(place)
     if cell == "tables":
-        name = Batches(place).closing()
-        return [] if name is None else logs(place, Claim(attempt=1, batch=name, index=0))
+        newest = Batches(place).closing()[:1]
+        return [path for name in newest for path in logs(place, Claim(attempt=1, batch=name, index=0))]
     tasks = graph(study, jobs(study, asked.data_dir, 1))
     meant = _meant(tasks, [cell])
     found: list[Path] = []
@@ -275,7 +275,7 @@ def close(place: store.Study, batch: Batch) -> None:
     data_dir = None if batch.data_dir is None else Path(batch.data_dir)
     executor, gpus = _looker(place, launch)
     truth = Truth(study, place, jobs(study, data_dir, gpus), data_dir)
-    driver = Driver(truth, executor, batch.code, launch.tries, launch.rendezvous)
+    driver = Driver(truth, executor, batch.code, launch.tries, launch.rendezvous, inside=batch.name)
     standings = driver.look()
     if not over(standings) and launch.cluster != batch.executor:
         print(f"the study goes on in another way now: --cluster {launch.cluster}")

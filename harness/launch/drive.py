@@ -18,7 +18,7 @@ from harness.errors import HarnessError, said
 from harness.files import write_atomic
 from harness.launch.folders import Attempts, Batch, Batches, Claim, End, Submitted, batch_name, now
 from harness.launch.queue import Unreachable
-from harness.launch.standing import OVER, SUBMITTING_S, UNSEEN, Executor, Look, Standing
+from harness.launch.standing import OVER, SUBMITTING_S, UNSEEN, Executor, Look, Standing, submitter_lives
 from harness.launch.tasks import ORDER, Task, graph
 from harness.launch.truth import Truth, log_tail, progress
 from harness.lock import refuse_trainer
@@ -49,9 +49,11 @@ class Driver:
     tries: int = 3
     rendezvous: str = "tcp"
     say: Callable[[str], None] = print
+    inside: str = ""  # the closing job whose work this is; none for a command's
     tasks: list[Task] = field(init=False)
     _cancelled: set[tuple[str, int]] = field(default_factory=set)
     _attempts: dict[str, int] = field(default_factory=dict)  # the last one at each task, at the last look
+    _refused: bool = False  # whether the cluster did not take the job that goes on
     whole: bool = False  # whether a round was brought to its end: then everything that can be is in the queue
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class Driver:
         finally:  # also of what was taken before the cluster refused the rest
             if made and self.executor.chains:
                 self._submit_closing(made)
+        if not made and self.executor.chains:
+            self._keep_going(standings)
         self.whole = True
         return standings
 
@@ -114,9 +118,7 @@ class Driver:
             code=self.code,
             executor=self.executor.name,
             rendezvous=self.rendezvous,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            born=born(os.getpid()),
+            **self._submitter(),
             at=now(),
         )
         Batches(self.place).write(batch)
@@ -137,6 +139,10 @@ class Driver:
         many = f"{len(tasks)} jobs" if len(tasks) > 1 else "1 job"
         self.say(f"submitted {batch.name}: {many}{f', after {after}' if after else ''}")
         return [batch.name]
+
+    def _submitter(self) -> dict[str, Any]:
+        """This process, as a batch names who submits it."""
+        return {"host": socket.gethostname(), "pid": os.getpid(), "born": born(os.getpid())}
 
     def _let_go(self, tasks: list[Task], claims: list[tuple[Claim, bool]], error: Exception) -> None:
         """Claims of a batch that was refused are over at once."""
@@ -178,6 +184,17 @@ class Driver:
         task = self._by_name.get(name)
         return where.get(name) or (None if task is None else Attempts(self.place, task).last())
 
+    def _keep_going(self, standings: dict[str, Standing]) -> None:
+        """Jobs that are alive are to have one that goes on after them: theirs may be cancelled or lost, or its command
+        may have died before it had submitted one."""
+        living = [s for s in standings.values() if s.state in ("queued", "running") and not s.cancelled]
+        if not living or self._refused or self.is_closed():
+            return
+        claims = [Attempts(self.place, s.task).of(s.attempt) for s in living]
+        batches = sorted({claim.batch for claim in claims if claim is not None})
+        if self.executor.after("tables", batches, matching=False) is not None:  # else none has a job id yet
+            self._submit_closing(batches)
+
     def _submit_closing(self, batches: list[str]) -> None:
         """One more job when these have ended: it submits what was lost, or makes the tables."""
         after = self.executor.after("tables", batches, matching=False)
@@ -188,19 +205,32 @@ class Driver:
             data_dir=None if self.truth.data_dir is None else str(self.truth.data_dir.resolve()),
             code=self.code,
             executor=self.executor.name,
+            **self._submitter(),
             at=now(),
         )
         Batches(self.place).write(batch)
         try:
             self.executor.submit(batch, [1], "tables", after)
         except HarnessError as error:  # the work itself is in the queue
+            self._refused = True
+            if not isinstance(error, Unreachable):  # then it may have worked
+                Batches(self.place).write_error(batch.name, said(error))
             self.say(f"no job that goes on when these have ended: {said(error)}; `harness resume` does it then")
 
     def is_closed(self) -> bool:
         """Whether a job that goes on when the others have ended, or makes the tables, is in the cluster's hands."""
         batches = Batches(self.place)
-        closing = batches.closing()
-        return closing is not None and batches.submitted(closing) is not None and batches.error(closing) is None
+        closing = [name for name in batches.closing() if name != self.inside]
+        seen = self.executor.look(closing)
+        for name in closing:
+            job = seen(Claim(attempt=1, batch=name, index=0))
+            if job is None and batches.submitted(name) is None and batches.error(name) is None:
+                coming = submitter_lives(batches.read(name)) is True
+            else:
+                coming = job is not None and job.alive
+            if coming:
+                return True
+        return False
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

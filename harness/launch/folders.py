@@ -255,10 +255,10 @@ class Batches:
     def all(self) -> list[str]:
         return sorted(path.parent.name for path in self.folder.glob("*/batch.json"))
 
-    def closing(self) -> str | None:
-        """The newest job that was to make the tables, by the file system's clock: those of nodes may differ."""
+    def closing(self) -> list[str]:
+        """The jobs that were to make the tables, the newest first by the file system's clock: nodes' may differ."""
         found = [(self.written_at(name), name) for name in self.all() if name.startswith("tables-")]
-        return max(found)[1] if found else None
+        return [name for _, name in sorted(found, reverse=True)]
 
     def written_at(self, name: str) -> float:
         """When the batch was meant to be submitted, by the file system's clock."""

@@ -29,11 +29,13 @@ class Work:
             with stopper.graceful(), uncollected():  # a fifth of the time that torch takes
                 from harness.launch import worker
             state = worker.work(self, stopper)
-            if state == "stopped" and stopper.again:
+            if state == "stopped" and stopper.again and worker.ranks().first:
                 if worker.fruitless(self):
                     state = "failed"
                 elif submit.requeue_self():
                     sys.exit(0)  # SLURM ends this process any moment and starts it again later
+            if not worker.ranks().first and (state == "stopped" or stopper.by):
+                return state  # the first process speaks for all: a bad exit of another would end it at its last words
         if state == "done":
             return state
         sys.exit(worker.AGAIN if state == "stopped" else 1)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from harness.display import duration
+from harness.errors import HarnessError
 from harness.launch.standing import Standing
 
 if TYPE_CHECKING:
@@ -29,16 +30,23 @@ def left(driver: Driver) -> str:
     """What a user who leaves is told; before the first round is over, that not everything is in the queue."""
     path = driver.place.path
     said = "left: the jobs go on without this command, and the last one makes the tables"
-    if not driver.is_closed():
-        said = "left: the jobs go on without this command; `resume` makes the tables when they have ended"
     if not driver.whole:
         said = "left before everything was submitted: what is in the queue goes on, and `resume` submits the rest"
+    elif not _closed(driver):
+        said = "left: the jobs go on without this command; `resume` makes the tables when they have ended"
     return (
         f"\n{said}\n"
         f"  python -m harness status {path} --watch    where they stand\n"
         f"  python -m harness resume {path}            wait for them again, and submit what is missing\n"
         f"  python -m harness cancel {path}            end them"
     )
+
+
+def _closed(driver: Driver) -> bool:
+    try:
+        return driver.is_closed()
+    except HarnessError:  # who leaves does not wait for a controller that is away
+        return False
 
 
 def by_run(standings: dict[str, Standing]) -> dict[str, Standing]:

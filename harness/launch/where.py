@@ -14,7 +14,10 @@ from harness.launch.queue import Queue
 
 
 def where(launch: Launch) -> tuple[Launch, str]:
-    """The launch with `auto` settled, and a line on why; the line is empty where there was nothing to choose."""
+    """The launch with `auto` settled, and a line on why; the line is empty where there was nothing to choose.
+
+    Raises HarnessError where a cluster is set up and does not answer: this may be its login node, no place to train.
+    """
     if launch.cluster != "auto":
         return launch, ""
     if "SLURM_JOB_ID" in os.environ:
@@ -24,11 +27,13 @@ def where(launch: Launch) -> tuple[Launch, str]:
     try:
         Queue(patience_s=0).partitions()
     except HarnessError as error:
-        settled, why = _without_cluster(launch)
         if "configuration source" in error.found:  # its programs are installed, and it was never set up
-            return settled, why
-        said = error.found.splitlines()[-1]
-        return settled, f"SLURM is set up here, but: {said}; running on this machine. {why}".strip()
+            return _without_cluster(launch)
+        raise HarnessError(
+            f"SLURM is set up here, but: {error.found.splitlines()[-1]}",
+            "a cluster that answers, or to be told to do without it",
+            "repeat the command when sinfo answers; or --cluster inline to run on this machine",
+        ) from error
     return replace(launch, cluster="slurm"), "a SLURM cluster answers: submitting to it (--cluster inline runs here)"
 
 

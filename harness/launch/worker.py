@@ -7,6 +7,7 @@ write. On the signal before the time limit, or at a preemption, it saves itself 
 from __future__ import annotations
 
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 from harness import store
@@ -36,14 +37,16 @@ class NotYet(Exception):
 def work(item: Work, stopper: Stopper) -> str:
     """Do one task; how it ended: "done", "failed" or "stopped". Every way out but a kill is written down."""
     place = store.Study(Path(item.study))
-    batch = Batches(place).read(item.batch)
-    if batch is None:
-        raise HarnessError(f"no batch {item.batch} in {place.path}", "the study's folder, shared with this node")
-    name = batch.tasks[item.index]
+    with stopper.graceful():  # a signal before anything can be written down is asked for later
+        batch = Batches(place).read(item.batch)
+        if batch is None:
+            raise HarnessError(f"no batch {item.batch} in {place.path}", "the study's folder, shared with this node")
+        name = batch.tasks[item.index]
     if name == "tables":
         return _close(place, batch, stopper)
     attempts = Attempts(place, parse(name))
-    claim, before = attempts.of(item.attempt), attempts.end(item.attempt)
+    with stopper.graceful():
+        claim, before = attempts.of(item.attempt), attempts.end(item.attempt)
     if claim is None or (claim.batch, claim.index) != (item.batch, item.index):
         print(f"{name}: another command's job has this attempt", flush=True)
         return "done"
@@ -51,7 +54,9 @@ def work(item: Work, stopper: Stopper) -> str:
         print(f"{name}: this attempt was cancelled", flush=True)
         return "done"
     try:
-        with joined() as group:
+        # Several processes stop together, where training asks: one that left by itself would take the others with it.
+        together = nullcontext() if ranks().world == 1 else stopper.graceful()
+        with together, joined() as group:
             _do(batch, name, place, stopper, group, item.attempt)
         end = End(state="done", at=now())
     except Superseded:
@@ -65,7 +70,8 @@ def work(item: Work, stopper: Stopper) -> str:
         traceback.print_exc()
         end = End(state="failed", kind="error", message=told(error), at=now())
     if ranks().first:
-        attempts.ended(item.attempt, end)
+        with stopper.graceful():  # what is done is to be written down as that
+            attempts.ended(item.attempt, end)
     return end.state
 
 

@@ -202,7 +202,8 @@ def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
     states, place = {standing.state for standing in standings.values()}, driver.place
     if states & {"running", "queued"}:
         return []
-    closing, error, left = Batches(place).closing(), None, bool(states & {"missing", "waiting"})
+    closing, error = next(iter(Batches(place).closing()), None), None
+    left = bool(states & {"missing", "waiting"})
     if not left and (closing is None or _made_since(place, closing)):
         return []
     if closing is not None:
