@@ -6,6 +6,7 @@ write. On the signal before the time limit, or at a preemption, it saves itself 
 
 from __future__ import annotations
 
+import time
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness.errors import HarnessError, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.launch.folders import Attempts, Batch, Batches, End, Guard, Superseded, now
 from harness.launch.job import Work
+from harness.launch.queue import Unreachable
 from harness.launch.tasks import Task, graph, parse
 from harness.launch.truth import Truth, progress
 from harness.pretrain_run import pretrain_run
@@ -27,6 +29,7 @@ from harness.signals import Stopper
 from harness.study import Study, build
 from harness.train.pretraining import Interrupted
 
+AWAY_S = 60  # between the turns of a closing job that nobody answers
 AGAIN = 75  # exit status of a job that saved itself and is to be run again (EX_TEMPFAIL)
 
 
@@ -76,19 +79,29 @@ def work(item: Work, stopper: Stopper) -> str:
 
 
 def _close(place: store.Study, batch: Batch, stopper: Stopper) -> str:
-    """The job that comes after all others. What it fails of is kept beside its batch, for `status`."""
+    """The job that comes after all others. What it fails of is kept beside its batch, for `status`.
+
+    An outage of the controller it sits out, up to its own time limit: nobody would come after it.
+    """
     from harness.launch.command import close
 
     try:
-        _go_on(stopper)
-        close(place, batch)
+        while True:
+            try:
+                _go_on(stopper)
+                close(place, batch)
+                return "done"
+            except Unreachable as error:
+                print(f"{told(error)}; again in {AWAY_S} s", flush=True)
+            time.sleep(AWAY_S)
     except KeyboardInterrupt:  # a time limit or a preemption; nothing of it is lost by doing it again
+        if not stopper.again:  # then it does not go back into the queue
+            Batches(place).write_error(batch.name, f"stopped by {stopper.by}")
         return "stopped"
     except Exception as error:
         traceback.print_exc()
         Batches(place).write_error(batch.name, told(error))
         return "failed"
-    return "done"
 
 
 def fruitless(item: Work) -> bool:

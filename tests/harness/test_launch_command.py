@@ -87,6 +87,10 @@ def test_what_is_in_no_queue_yet_is_cancelled_as_well(place, fake):
     assert {s.state for s in standings if s.task.key.startswith("ddae")} == {"queued"}
     with pytest.raises(HarnessError, match="unknown cell 'nae'"):
         command.cancel(place, ["nae"])
+    many = len(fake.cancelled)
+    with pytest.raises(HarnessError, match="unknown cell 'nae'"):
+        command.cancel(place, ["ddae", "nae"])
+    assert len(fake.cancelled) == many, "one wrong word cancels nothing"
 
 
 def test_the_closing_job_makes_the_tables_when_nothing_is_left(place, fake, monkeypatch, capsys):

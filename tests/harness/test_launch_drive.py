@@ -177,6 +177,36 @@ def test_a_closing_job_that_is_refused_does_not_end_the_command(world):
     assert w.driver.is_closed() and "the last one makes the tables" in left(w.driver)
 
 
+@pytest.mark.parametrize("gone", ["cancelled", "never submitted"])
+def test_living_jobs_get_one_that_goes_on_after_them_where_theirs_is_gone(world, monkeypatch, gone):
+    """A command that was killed before it submitted it leaves none; typed again, it makes one and no more."""
+    w = world("mae")
+    if gone == "never submitted":
+        monkeypatch.setattr(w.driver, "_submit_closing", lambda made: None)
+    w.driver.round()
+    if gone == "cancelled":
+        (closing,) = Batches(w.place).closing()
+        w.fake.seen[closing, 0] = Seen(False, word="CANCELLED by 1000", kind="cancelled")
+        assert not w.driver.is_closed() and "`resume` makes the tables" in left(w.driver)
+    again, many = w.another(), len(w.fake.submitted)
+    again.round()
+    assert again.is_closed() and len(w.fake.submitted) == many + 1
+    stage, _, (kind, stages) = w.batches()[-1]
+    assert (stage, kind, sorted(stages)) == ("tables", "afterany", ["evaluate", "evaluate", "pretrain", "references"])
+    again.round()
+    assert len(w.fake.submitted) == many + 1
+
+
+def test_the_closing_job_itself_is_not_the_one_that_goes_on(world):
+    w = world("mae")
+    w.driver.round()
+    inside = w.another()
+    (inside.inside,) = Batches(w.place).closing()
+    assert w.driver.is_closed() and not inside.is_closed()
+    inside.round()
+    assert w.batches()[-1][0] == "tables" and inside.is_closed()
+
+
 def test_two_drivers_at_once_submit_nothing_twice(world):
     w = world("mae,ddae,umd,lmd,dit")
     start = threading.Barrier(4)

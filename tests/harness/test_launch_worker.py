@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -12,12 +14,14 @@ import torch
 
 from harness import store
 from harness.display import Plain
+from harness.distributed import Ranks
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.launch import worker
 from harness.launch.command import LAUNCH
 from harness.launch.folders import Attempts, Batches, Claim, End, Superseded
 from harness.launch.job import Work
+from harness.launch.queue import Unreachable
 from harness.launch.tasks import graph
 from harness.launch.worker import work
 from harness.pretrain_run import pretrain_run
@@ -250,6 +254,27 @@ def test_a_closing_job_that_is_stopped_asks_to_be_started_again(world, monkeypat
     assert work(Work(str(world.place.path), "b", 0, 1), Stopper()) == "stopped"
 
 
+def test_a_closing_job_sits_out_an_outage_and_says_what_stopped_it(world, monkeypatch, capsys):
+    Batches(world.place).write(batch("b", request=world.study.asked()).model_copy(update={"tasks": ["tables"]}))
+    item, turns = Work(str(world.place.path), "b", 0, 1), []
+
+    def close(*_):
+        turns.append(1)
+        if len(turns) < 3:
+            raise Unreachable("SLURM's controller does not answer")
+
+    monkeypatch.setattr("harness.launch.command.close", close)
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: None)
+    assert work(item, Stopper()) == "done" and len(turns) == 3
+    assert "does not answer" in capsys.readouterr().out and Batches(world.place).error("b") is None
+
+    turns.clear()
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    with Stopper().installed(in_job=True) as stopper:
+        assert work(item, stopper) == "stopped"
+    assert Batches(world.place).error("b") == "stopped by SIGTERM"
+
+
 @pytest.mark.parametrize("stage", ["evaluate", "references", "tables"])
 def test_a_signal_while_the_job_imports_sends_it_back_into_the_queue(world, monkeypatch, stage):
     monkeypatch.setattr(worker, "evaluate_references", lambda *_, **__: pytest.fail("it worked"))
@@ -264,6 +289,83 @@ def test_a_signal_while_the_job_imports_sends_it_back_into_the_queue(world, monk
             signal.raise_signal(signal.SIGUSR2)
         assert work(item, stopper) == "stopped" and stopper.again
     assert stage == "tables" or world.end(stage).message == "stopped by SIGUSR2"
+
+
+@pytest.fixture
+def job(monkeypatch):
+    """What a job of the given rank does after its work ended in `state`: its exit status, and whether it asked SLURM
+    to be started again."""
+
+    def of(rank: int, state: str, signalled: bool = True) -> tuple[object, int]:
+        asked = []
+
+        def worked(item, stopper):
+            if signalled:
+                with stopper.graceful():
+                    signal.raise_signal(signal.SIGUSR2)
+            return state
+
+        monkeypatch.setattr("harness.launch.submit.inside_job", lambda *_: None)
+        monkeypatch.setattr("harness.launch.submit.requeue_self", lambda: asked.append(1) or True)
+        monkeypatch.setattr(worker, "work", worked)
+        monkeypatch.setattr(worker, "ranks", lambda: Ranks(rank, 2))
+        monkeypatch.setattr(worker, "fruitless", lambda item: False)
+        try:
+            return Work("s", "b", 0, 1)(), len(asked)
+        except SystemExit as end:
+            return end.code, len(asked)
+
+    return of
+
+
+def test_the_first_process_of_a_job_goes_back_into_the_queue_and_no_other_ends_it_at_that(job):
+    assert job(0, "done", signalled=False) == ("done", 0)
+    assert job(0, "stopped") == (0, 1)
+    assert job(0, "stopped", signalled=False) == (worker.AGAIN, 0), "by SIGTERM, say: a command submits it again"
+    assert job(0, "failed") == (1, 0)
+    assert job(1, "stopped") == ("stopped", 0)
+    assert job(1, "stopped", signalled=False) == ("stopped", 0), "it followed the first, and never got the signal"
+    assert job(1, "failed") == ("failed", 0), "it lost the first, which is at its last words"
+    assert job(1, "failed", signalled=False) == (1, 0)
+
+
+RANK = """
+import sys, time, signal
+from pathlib import Path
+from harness.launch import worker
+from harness.launch.job import Work
+from harness.signals import Stopper
+study, rank = Path(sys.argv[1]), int(sys.argv[2])
+with Stopper().installed(in_job=True) as stopper:
+    with stopper.graceful():
+        (study / f"up{rank}").touch()
+        while rank == 0 and not stopper.asked:  # its imports take longer than the other's
+            time.sleep(0.05)
+    print(worker.work(Work(str(study), "b", 0, 1), stopper), stopper.again)
+"""
+
+
+def test_a_signal_that_finds_one_process_importing_stops_both(world):
+    world.claim()
+    path = world.place.path
+    processes = []
+    for rank in (0, 1):
+        about = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+        env = os.environ | {k: str(v) for k, v in about.items()} | {"HARNESS_RENDEZVOUS": str(path / "meeting")}
+        words = [sys.executable, "-c", RANK, str(path), str(rank)]
+        processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True))
+    try:
+        while not all((path / f"up{rank}").exists() for rank in (0, 1)):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.05)
+        for process in reversed(processes):
+            process.send_signal(signal.SIGUSR2)
+        said = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert said == ["stopped True"] * 2
+    assert (world.end().state, world.end().kind) == ("stopped", "signal")
 
 
 def test_a_job_begins_without_what_takes_seconds_to_import():

@@ -1,0 +1,38 @@
+"""Where a study runs that is not told where."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.launch.options import Launch
+from harness.launch.where import where
+from tests.harness.launched import programs
+
+
+@pytest.fixture(autouse=True)
+def outside(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+
+
+def test_a_cluster_that_answers_is_submitted_to(tmp_path, monkeypatch):
+    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo="echo 'main*|1:00:00|(null)|4|up|2|1000'")
+    launch, why = where(Launch(cluster="auto"))
+    assert launch.cluster == "slurm" and "--cluster inline runs here" in why
+
+
+def test_one_that_does_not_is_no_reason_to_train_on_its_login_node(tmp_path, monkeypatch):
+    away = "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo=away)
+    with pytest.raises(HarnessError, match=r"SLURM is set up here, but: .*Unable to contact slurm controller") as told:
+        where(Launch(cluster="auto"))
+    assert "--cluster inline to run on this machine" in told.value.next_step
+    assert where(Launch(cluster="inline"))[0].cluster == "inline"
+
+
+def test_programs_of_a_cluster_that_was_never_set_up_are_none(tmp_path, monkeypatch):
+    never = "echo 'sinfo: error: resolve_ctls_from_dns_srv: no configuration source' >&2; exit 1"
+    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo=never)
+    monkeypatch.setattr("harness.gpus.count", lambda: 0)
+    assert where(Launch(cluster="auto")) == (Launch(cluster="inline"), "")
