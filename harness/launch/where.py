@@ -10,7 +10,7 @@ from harness import gpus
 from harness.errors import HarnessError
 from harness.launch import options, queue
 from harness.launch.options import Launch
-from harness.launch.queue import Queue
+from harness.launch.queue import Queue, Unreachable
 
 
 def where(launch: Launch) -> tuple[Launch, str]:
@@ -26,14 +26,18 @@ def where(launch: Launch) -> tuple[Launch, str]:
         return _without_cluster(launch)
     try:
         Queue(patience_s=0).partitions()
-    except HarnessError as error:
-        if "configuration source" in error.found:  # its programs are installed, and it was never set up
-            return _without_cluster(launch)
+    except Unreachable as error:
         raise HarnessError(
             f"SLURM is set up here, but: {error.found.splitlines()[-1]}",
             "a cluster that answers, or to be told to do without it",
             "repeat the command when sinfo answers; or --cluster inline to run on this machine",
         ) from error
+    except HarnessError as error:
+        settled, why = _without_cluster(launch)
+        if "configuration source" in error.found:  # its programs are installed, and it was never set up
+            return settled, why
+        said = error.found.splitlines()[-1]
+        return settled, f"SLURM is set up here, but: {said}; running on this machine. {why}".strip()
     return replace(launch, cluster="slurm"), "a SLURM cluster answers: submitting to it (--cluster inline runs here)"
 
 

@@ -36,3 +36,11 @@ def test_programs_of_a_cluster_that_was_never_set_up_are_none(tmp_path, monkeypa
     programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo=never)
     monkeypatch.setattr("harness.gpus.count", lambda: 0)
     assert where(Launch(cluster="auto")) == (Launch(cluster="inline"), "")
+
+
+def test_a_cluster_that_is_set_up_wrongly_is_said_to_be(tmp_path, monkeypatch):
+    wrong = "echo 'sinfo: fatal: Unable to process configuration file' >&2; exit 1"
+    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo=wrong)
+    monkeypatch.setattr("harness.gpus.count", lambda: 0)
+    launch, why = where(Launch(cluster="auto"))
+    assert launch.cluster == "inline" and "Unable to process configuration file; running on this machine" in why
