@@ -233,10 +233,10 @@ def test_the_mean_rank_of_all_sections_changes_by_what_changes_a_rank(tmp_path: 
     found = between(read(str(tmp_path / "a")), read(str(tmp_path / "b")))
     across = {cell.place[2:]: (cell.old, cell.new, cell.by) for cell in found.cells if cell.place[1] == ACROSS}
     assert across == {
-        ("mae", SECTION): ("2.0", "1.0", ("linear: numbers.value.value",)),
-        ("mae", "mean rank"): ("2.0", "1.5", ("linear: numbers.value.value",)),
-        ("umd", SECTION): ("1.0", "2.0", ("linear: numbers.value.value",)),
-        ("umd", "mean rank"): ("1.0", "1.5", ("linear: numbers.value.value",)),
+        ("mae", SECTION): ("2.00", "1.00", ("linear: numbers.value.value",)),
+        ("mae", "mean rank"): ("2.00", "1.50", ("linear: numbers.value.value",)),
+        ("umd", SECTION): ("1.00", "2.00", ("linear: numbers.value.value",)),
+        ("umd", "mean rank"): ("1.00", "1.50", ("linear: numbers.value.value",)),
     }
 
 
