@@ -16,11 +16,17 @@ from harness.stats import mean_interval
 GRID = 60  # points of a drawn curve
 
 
-def draw(races: Sequence[Race], targets: Mapping[str, Sequence[float]], axis: str, folder: Path) -> list[Path]:
-    """`compare.png` and `compare.svg`. Raises HarnessError for an axis that a run does not know."""
-    known = [race for race in races if race.common(AXES[axis]) is not None]
+def drawable(races: Sequence[Race], axis: str) -> list[Race]:
+    """The races whose runs all know the axis. Raises HarnessError where none does."""
+    known = [race for race in races if axis in AXES and race.common(AXES[axis]) is not None]
     if not known:
         raise unknown("axis", axis, [a.name for a in AXES.values() if any(r.common(a) for r in races)], "--axis flop")
+    return known
+
+
+def draw(races: Sequence[Race], targets: Mapping[str, Sequence[float]], axis: str, folder: Path) -> list[Path]:
+    """`compare.png` and `compare.svg` of `races` that know the axis."""
+    known = drawable(races, axis)
     figure, places = panels(len(known) + 1, height=3.6)
     names = list(dict.fromkeys(entrant.name for race in known for entrant in race.entrants))
     looks = {name: (f"C{i}", DASHES[i % len(DASHES)]) for i, name in enumerate(names)}

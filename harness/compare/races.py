@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,9 +99,9 @@ class Entrant:
     notes: list[str] = field(default_factory=list)
 
     def prices(self, axis: Axis, better: str, target: float) -> dict[int, float]:
-        """What reaching the target cost, by seed; infinite where a run never did."""
+        """What reaching the target cost, by seed; infinite where a run never did, nan where its curve began there."""
         found = {seed: reached(points, better, target) for seed, points in self.curves.items()}
-        return {seed: math.inf if math.isinf(at.flop) else axis.of(at) for seed, at in found.items() if at}
+        return {seed: axis.of(at) if math.isfinite(at.flop) else at.flop for seed, at in found.items() if at}
 
     def untrained_there(self, better: str, target: float) -> int:
         """Of how many seeds the untrained network is at the target already."""
@@ -169,12 +169,17 @@ def workloads(found: Sequence[Race], targets: Mapping[str, Sequence[float]], axi
     """Each target of each race, by its heading, with the median price over seeds of every entrant."""
     return [
         Workload(
-            {e.name: statistics.median(e.prices(axis, race.better, target).values()) for e in race.entrants},
+            {e.name: _median(e.prices(axis, race.better, target).values()) for e in race.entrants},
             race.untrained_there(target),
         )
         for race in found
         for target in targets[race.heading]
     ]
+
+
+def _median(prices: Collection[float]) -> float:
+    """nan where one of them is: it has no place among the others."""
+    return math.nan if any(map(math.isnan, prices)) else statistics.median(prices)
 
 
 def races(

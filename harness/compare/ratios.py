@@ -24,14 +24,15 @@ class Ratio:
 
 
 UNTRAINED = "reached by an untrained network"
+BEFORE = "reached before the first point of a curve"
 
 
 def speedup(mine: Mapping[Hashable, float], theirs: Mapping[Hashable, float], untrained: bool = False) -> Ratio | None:
     """Their price over mine, paired by seed: the geometric mean, and the t-interval of its logarithm.
 
     A price that was never paid up is infinite: then the ratio of the medians, without an interval. None where neither
-    ever got there, or nothing was measured of one. `untrained`: a network of either was there before any training;
-    what that cost is no price of training, so there is no ratio.
+    ever got there, or nothing was measured of one. A price that is not known (nan) makes no ratio. `untrained`: a
+    network of either was there before any training; what that cost is no price of training, so there is no ratio.
     """
     if untrained:
         return Ratio(math.nan, note=UNTRAINED)
@@ -39,7 +40,7 @@ def speedup(mine: Mapping[Hashable, float], theirs: Mapping[Hashable, float], un
         return None
     seeds = [seed for seed in mine if seed in theirs]
     if any(map(math.isnan, [*mine.values(), *theirs.values()])):
-        return None
+        return Ratio(math.nan, note=BEFORE)
     # Also of a seed without a partner: one that never got there is not to be dropped.
     if seeds and all(math.isfinite(p) and p > 0 for p in (*mine.values(), *theirs.values())):
         mean, half = mean_interval([math.log(theirs[seed] / mine[seed]) for seed in seeds])
@@ -62,7 +63,8 @@ def speedup(mine: Mapping[Hashable, float], theirs: Mapping[Hashable, float], un
 
 @dataclass(frozen=True)
 class Workload:
-    """A target on a data set, and what each method that ran there paid for it; infinite: it never got there."""
+    """A target on a data set, and what each method that ran there paid for it; infinite: it never got there; nan: it
+    was there when its curve began."""
 
     prices: Mapping[str, float]
     untrained: bool = False  # whether an untrained network is there already
@@ -105,6 +107,8 @@ def _says_nothing(workload: Workload, names: Sequence[str]) -> str:
     """Why the workload ranks nobody; empty for one that does."""
     if any(name not in workload.prices for name in names):
         return "not every method ran there"
+    if any(map(math.isnan, workload.prices.values())):
+        return BEFORE
     if workload.untrained or min(workload.prices.values()) <= 0:
         return UNTRAINED
     return "" if any(map(math.isfinite, workload.prices.values())) else "reached by nobody"

@@ -209,7 +209,7 @@ def _fill(rows: Sequence[list[Cell]], race: Race, found: Sequence[Mapping[int, f
 
 def _leader(race: Race, found: Sequence[Mapping[int, float]]) -> tuple[int | None, str]:
     sign = -1 if race.better == "higher" else 1
-    known = [i for i, values in enumerate(found) if values]
+    known = [i for i, values in enumerate(found) if values and all(map(math.isfinite, values.values()))]
     order = sorted(known, key=lambda i: sign * statistics.fmean(found[i].values()))
     if len(order) < 2:
         return None, ""

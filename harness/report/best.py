@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,9 +34,12 @@ class Best:
 
 
 def rivals(lines: Sequence[Line], place: Place) -> list[Line]:
-    """Finished methods with that number, the best first: what saw labels in pre-training is in no race with these."""
+    """Finished methods with that number, the best first: what saw labels in pre-training is in no race with these.
+
+    Nor is a method whose mean is no number: one of its seeds has none.
+    """
     racing = [line for line in lines if line.kind == "method" and SAW_LABELS not in line.notes]
-    found = [(mean, line) for line in racing if (mean := line.mean(place)) is not None]
+    found = [(mean, line) for line in racing if (mean := line.mean(place)) is not None and math.isfinite(mean)]
     higher = bool(found) and found[0][1].numbers(place)[0].better == "higher"
     return [line for _, line in sorted(found, key=lambda pair: -pair[0] if higher else pair[0])]
 

@@ -48,7 +48,8 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
             console.print(Text(section.heading, style="bold"), Text(section.conditions, style="dim"), sep="\n")
             for part, widths in _parts(section, _widths(section, letters), console.width, table.tall):
                 console.print(_grid(part, widths, letters, table.tall))
-            if any(NO_BETTER in cell.text for row in section.rows for cell in row.cells):
+            # Of flagged cells alone: a goal of less is better is written with the same sign.
+            if any(cell.flag and NO_BETTER in cell.text for row in section.rows for cell in row.cells):
                 console.print(
                     Text(f"{NO_BETTER}: no better than its own untrained network, or raw pixels", style="yellow")
                 )

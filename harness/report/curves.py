@@ -11,6 +11,7 @@ from harness.records import EvalRecord, Number, RunRecord, Spend
 from harness.report.sections import Conditions, Trial, differences, of_eval
 
 NEVER = Spend(device_s=math.inf, wall_s=math.inf, flop=math.inf, img=math.inf)
+BEFORE = Spend(device_s=math.nan, wall_s=math.nan, flop=math.nan, img=math.nan)
 
 
 class Point(NamedTuple):
@@ -52,12 +53,15 @@ def curve(trial: Trial, name: str, agreed: Conditions) -> tuple[list[Point], str
 
 
 def reached(points: Sequence[Point], better: str, target: float) -> Spend | None:
-    """The meter where the curve first crosses the target, interpolated linearly; NEVER, or None without a curve."""
+    """The meter where the curve first crosses the target, interpolated linearly; NEVER, or None without a curve.
+
+    BEFORE where its first point is of a trained network that is there already: nobody knows since when.
+    """
     if not points:
         return None
     gaps = [_beyond(point, better, target) for point in points]
     if gaps[0] >= 0:
-        return points[0].at
+        return points[0].at if points[0].untrained else BEFORE
     for (below, before), (above, after) in pairwise(zip(gaps, points, strict=True)):
         if above >= 0:
             return between(before.at, after.at, below / (below - above))

@@ -20,6 +20,7 @@ from harness.report.layout import Cell, Column, Row, Section, hoist_notes
 from harness.report.lines import notes, seeds_text, state
 from harness.report.sections import Conditions, Group, Trial, describe, label, mark, of_run, split
 from harness.stats import mean_interval
+from harness.study import ALIASES
 
 SIGNS = {"higher": "≥", "lower": "≤"}
 EXAMPLE = "--target linear=40,knn=35"
@@ -61,7 +62,8 @@ def parse(text: str) -> tuple[Target, ...]:
             value = math.nan
         if not name.strip() or not math.isfinite(value):
             raise HarnessError(f"the target {word!r}", "the name of an eval and a number", EXAMPLE)
-        found.append(Target(name.strip(), value))
+        name = name.strip()
+        found.append(Target(ALIASES["evals"].get(name, name), value))
     if not found:
         raise HarnessError("no target", "the name of an eval and a number", EXAMPLE)
     return tuple(dict.fromkeys(found))
@@ -133,9 +135,13 @@ def priced(prices: Sequence[float], show: Callable[[float], str], untrained: int
     """Mean and interval over seeds; one seed that never gets there makes the mean infinite.
 
     `untrained` of the prices were paid before any training; of the `seeds` some may have no curve, and so no price.
+    One that was paid before the curve begins (nan) is not known, and with it the mean.
     """
     if not prices:
         return Cell()
+    before = sum(map(math.isnan, prices))
+    if before:
+        return Cell(notes=(f"reached before the first point of the curve by {before} of {len(prices)} seeds",))
     mean, half = mean_interval(prices)
     text = show(mean) + ("" if half is None else f" ± {show(half)}")
     there, known = sum(map(math.isfinite, prices)), len(prices)

@@ -147,6 +147,30 @@ def test_a_workload_that_says_nothing_of_the_methods_is_left_out_and_counted():
     )
 
 
+def test_a_workload_whose_price_is_not_known_is_left_out():
+    found = profile([Workload({"a": 2.0, "b": 1.0}), Workload({"a": math.nan, "b": 1.0})])
+    assert found.said() == "1 workload; 1 more left out: reached before the first point of a curve"
+
+
+def test_a_seed_without_a_number_is_no_leader_and_hides_none():
+    nan = {0: (40, 60, 70, math.nan), 1: (40, 62, 70, 99), 2: (40, 58, 69, 99)}
+    found = race(nan, SLOW)
+    table = next(t for t in build([found], {found.heading: (54.0,)}, chosen=False) if t.title == "Equal cost")
+    last = [row for row in table.sections[0].rows if row.cells[1].text == "100 %"]
+    assert not any(cell.best for row in last for cell in row.cells)
+
+
+def test_an_eval_may_be_named_by_its_other_name_and_an_axis_must_be_known_to_a_run(tmp_path, harness):
+    runs, evals = study()
+    place = write_study(tmp_path / "s", [r.model_copy(update={"cost": COST}) for r in runs], evals)
+    status, _, said = harness("compare", "fast", "slow", "--study", place.path, "--target", "fid=6")
+    assert status == 2 and "unknown metric 'generation'" in said
+    assert COST.energy_j is None
+    words = ["compare", "fast", "slow", "--study", place.path, "--axis", "energy", "--out", tmp_path / "out"]
+    status, printed, said = harness(*words)
+    assert status == 2 and "unknown axis 'energy'" in said and not printed and not (tmp_path / "out").exists()
+
+
 def test_what_an_untrained_network_reached_is_no_price_of_training():
     """The first snapshot lies a moment after the start: preparing took that long."""
     runs, evals = study(slow={0: (41, 48, 58, 68), 1: (41, 50, 60, 70), 2: (41, 47, 57, 66)})

@@ -94,8 +94,13 @@ def test_nothing_is_said_of_what_was_spent_before_a_ladder_begins():
     for entrant in one.entrants:
         entrant.curves = {seed: points[1:] for seed, points in entrant.curves.items()}
     made = build([one], {one.heading: (45.0,)}, chosen=False)
-    assert [table.title for table in made][:2] == ["Price to target", "Speed-up of fast"]
-    assert "Equal cost" not in [table.title for table in made]
+    assert [table.title for table in made] == ["Price to target", "Speed-up of fast", "Budgets"]
+    prices, speedups = (table.sections[0] for table in made[:2])
+    assert {cell.text for row in prices.rows for cell in row.cells[3:]} == {"—"}, "the end is no price of the way there"
+    assert {row.cells[3].notes for row in prices.rows} == {
+        ("reached before the first point of the curve by 3 of 3 seeds",)
+    }
+    assert {cell.text for row in speedups.rows for cell in row.cells[2:]} == {"—"}
     assert made[0].sections[0].remarks == ("One point a curve: no area, and no quality at equal cost.",)
 
 

@@ -90,6 +90,16 @@ def test_every_format_shows_it(form, said):
     assert said in render(build(*records({"a": 0.5, "b": 0.6})), form)
 
 
+def test_a_method_without_a_number_at_one_seed_does_not_hide_who_is_ahead():
+    runs, evals = records({"a": 0.5, "b": 0.4, "c": 0.7, "d": 0.6}, hits=False)
+    first = next(i for i, record in enumerate(evals) if record.cell.method == "c")
+    lost = evals[first].numbers["value"].model_copy(update={"value": float("nan")})
+    evals[first] = evals[first].model_copy(update={"numbers": {"value": lost}})
+    assert marked(runs, evals) == ["d"]
+    (section,) = table("Overall", runs, evals).sections
+    assert {row.cells[0].text: row.cells[3].text for row in section.rows} == {"a": "2", "b": "3", "c": "—", "d": "1"}
+
+
 def test_the_first_is_not_marked_where_the_seeds_that_both_have_put_another_one_ahead():
     runs, evals = records({"a": 0.5, "b": 0.5}, hits=False)
     values = {("a", 0): 40.0, ("a", 1): 40.2, ("a", 2): 90.0, ("b", 0): 45.0, ("b", 1): 45.1}

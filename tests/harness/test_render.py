@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.report import console, finish, render
-from harness.report.layout import Table
+from harness.report.layout import Cell, Column, Row, Section, Table
 from harness.report.tables import build, write_all
 from harness.store import Study
 from tests.harness.made_study import (
@@ -88,6 +88,12 @@ def test_no_terminal_gets_plain_text() -> None:
     assert "\x1b" not in said
     assert "92.0 ± 7.6" in said
     assert "≤ pixels" in said and "≤: no better than its own untrained network, or raw pixels" in said
+
+
+def test_a_goal_of_less_is_better_is_no_mark() -> None:
+    goal = Section("digits", "", (Column("method"), Column("FD, target")), (Row("method", (Cell("umd"), Cell("≤ 6"))),))
+    said = printed([Table("Price to target", "", (goal,))], 80)
+    assert "≤ 6" in said and "no better than its own untrained network" not in said
 
 
 def test_finish_shows_the_tables_and_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
