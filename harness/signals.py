@@ -1,7 +1,7 @@
 """Signals: a run in training saves itself first; anything else stops at once and leaves nothing half.
 
-Ctrl-C and SIGTERM stop; inside a job SIGUSR2, which the cluster sends before the time limit and at a preemption, asks
-for the same and for another turn.
+Ctrl-C, SIGTERM and a lost connection (SIGHUP, unless `nohup` has it ignored) stop; inside a job SIGUSR2, which the
+cluster sends before the time limit and at a preemption, asks for the same and for another turn.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Stopper:
         """Handle signals while this is open. In a job one is enough: what follows it must not disturb the saving."""
         self._in_job = in_job
         numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR2] if in_job else [])]
+        numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else []
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self

@@ -54,6 +54,7 @@ class Driver:
     _cancelled: set[tuple[str, int]] = field(default_factory=set)
     _attempts: dict[str, int] = field(default_factory=dict)  # the last one at each task, at the last look
     _refused: bool = False  # whether the cluster did not take the job that goes on
+    closed: bool = False  # whether a job goes on after all others, as the last round saw it
     whole: bool = False  # whether a round was brought to its end: then everything that can be is in the queue
 
     def __post_init__(self) -> None:
@@ -75,9 +76,9 @@ class Driver:
             self.submit(standings, made)
         finally:  # also of what was taken before the cluster refused the rest
             if made and self.executor.chains:
-                self._submit_closing(made)
+                self.closed = self._submit_closing(made)
         if not made and self.executor.chains:
-            self._keep_going(standings)
+            self.closed = self._keep_going(standings)
         self.whole = True
         return standings
 
@@ -184,19 +185,20 @@ class Driver:
         task = self._by_name.get(name)
         return where.get(name) or (None if task is None else Attempts(self.place, task).last())
 
-    def _keep_going(self, standings: dict[str, Standing]) -> None:
+    def _keep_going(self, standings: dict[str, Standing]) -> bool:
         """Jobs that are alive are to have one that goes on after them: theirs may be cancelled or lost, or its command
-        may have died before it had submitted one."""
+        may have died before it had submitted one. Whether there is one now."""
+        if self.is_closed():
+            return True
         living = [s for s in standings.values() if s.state in ("queued", "running") and not s.cancelled]
-        if not living or self._refused or self.is_closed():
-            return
         claims = [Attempts(self.place, s.task).of(s.attempt) for s in living]
         batches = sorted({claim.batch for claim in claims if claim is not None})
-        if self.executor.after("tables", batches, matching=False) is not None:  # else none has a job id yet
-            self._submit_closing(batches)
+        if self._refused or not batches or self.executor.after("tables", batches, matching=False) is None:
+            return False  # of the last, none has a job id yet
+        return self._submit_closing(batches)
 
-    def _submit_closing(self, batches: list[str]) -> None:
-        """One more job when these have ended: it submits what was lost, or makes the tables."""
+    def _submit_closing(self, batches: list[str]) -> bool:
+        """One more job when these have ended: it submits what was lost, or makes the tables. Whether it was taken."""
         after = self.executor.after("tables", batches, matching=False)
         batch = Batch(
             name=batch_name("tables"),
@@ -212,25 +214,32 @@ class Driver:
         try:
             self.executor.submit(batch, [1], "tables", after)
         except HarnessError as error:  # the work itself is in the queue
-            self._refused = True
-            if not isinstance(error, Unreachable):  # then it may have worked
-                Batches(self.place).write_error(batch.name, said(error))
+            self._refused = not isinstance(error, Unreachable)  # which passes
+            Batches(self.place).write_error(batch.name, said(error))
             self.say(f"no job that goes on when these have ended: {said(error)}; `harness resume` does it then")
+            return False
+        return True
 
     def is_closed(self) -> bool:
-        """Whether a job that goes on when the others have ended, or makes the tables, is in the cluster's hands."""
+        """Whether a job that goes on when the others have ended, or makes the tables, is in the cluster's hands, or is
+        just being submitted by another command.
+
+        To a closing job no other one that runs is: each would leave what is left to the other.
+        """
         batches = Batches(self.place)
         closing = [name for name in batches.closing() if name != self.inside]
         seen = self.executor.look(closing)
         for name in closing:
             job = seen(Claim(attempt=1, batch=name, index=0))
-            if job is None and batches.submitted(name) is None and batches.error(name) is None:
-                coming = submitter_lives(batches.read(name)) is True
-            else:
-                coming = job is not None and job.alive
-            if coming:
+            if job is not None:
+                if job.alive and not (self.inside and job.running):
+                    return True
+            elif batches.submitted(name) is None and batches.error(name) is None and self._coming(name):
                 return True
         return False
+
+    def _coming(self, batch: str) -> bool:
+        return submitter_lives(Batches(self.place).read(batch)) is True
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from harness.display import duration
-from harness.errors import HarnessError
 from harness.launch.standing import Standing
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def left(driver: Driver) -> str:
     said = "left: the jobs go on without this command, and the last one makes the tables"
     if not driver.whole:
         said = "left before everything was submitted: what is in the queue goes on, and `resume` submits the rest"
-    elif not _closed(driver):
+    elif not driver.closed:
         said = "left: the jobs go on without this command; `resume` makes the tables when they have ended"
     return (
         f"\n{said}\n"
@@ -40,13 +39,6 @@ def left(driver: Driver) -> str:
         f"  python -m harness resume {path}            wait for them again, and submit what is missing\n"
         f"  python -m harness cancel {path}            end them"
     )
-
-
-def _closed(driver: Driver) -> bool:
-    try:
-        return driver.is_closed()
-    except HarnessError:  # who leaves does not wait for a controller that is away
-        return False
 
 
 def by_run(standings: dict[str, Standing]) -> dict[str, Standing]:

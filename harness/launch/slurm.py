@@ -151,7 +151,11 @@ class Slurm:
         return self._most
 
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
-        """End the jobs of the claims; their ids."""
-        ids = [id for claim in claims if (id := self.id_of(claim)) is not None]
+        """End the jobs of the claims that are alive; their ids. An id may be another job's by now: its name says so."""
+        claims = list(claims)
+        self._asked_at = float("-inf")
+        seen = self.look({claim.batch for claim in claims})
+        living = [claim for claim in claims if (job := seen(claim)) is not None and job.alive]
+        ids = [id for claim in living if (id := self.id_of(claim)) is not None]
         self.queue.cancel(ids)
         return ids

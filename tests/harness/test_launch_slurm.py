@@ -58,6 +58,15 @@ def seen(slurm: Slurm, index: int = 0, of: str = "b", after: int = 0):
     return slurm.look({of})(Claim(attempt=1, batch=of, index=index, after=after))
 
 
+def test_cancel_ends_what_is_ours_and_alive_and_no_other_job_that_has_the_number(slurm, monkeypatch):
+    slurm.queue.rows = [row("17_0", "RUNNING", name="harness-another"), row("17_1", "PENDING")]
+    asked = []
+    monkeypatch.setattr(slurm.queue, "cancel", asked.extend)
+    slurm.every_s = 3600  # a look of just now is not what an end is decided by
+    claims = [Claim(attempt=1, batch="b", index=index) for index in (0, 1, 2)]
+    assert slurm.cancel(claims) == asked == ["17_1"]
+
+
 def test_alive_is_what_the_queue_says_whatever_the_accounting_does(slurm):
     slurm.queue.accounted = {"17_0": Account("NODE_FAIL", "0:0", "harness-b")}
     slurm.queue.rows = [row("17_0", "PENDING", "BeginTime"), row("17_1", "RUNNING")]

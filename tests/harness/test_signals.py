@@ -9,7 +9,15 @@ import pytest
 from harness.signals import Stopper
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(autouse=True)
+def connected():
+    """Not under `nohup`, whatever these tests run under."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_in_training_the_first_signal_asks_and_the_second_stops(number: int) -> None:
     with Stopper().installed() as stopper, stopper.graceful():
         assert not stopper.asked
@@ -19,7 +27,14 @@ def test_in_training_the_first_signal_asks_and_the_second_stops(number: int) -> 
             signal.raise_signal(number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_nohup_has_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Stopper().installed() as stopper, stopper.graceful():
+        signal.raise_signal(signal.SIGHUP)
+        assert not stopper.asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_outside_training_a_signal_stops_at_once(number: int) -> None:
     with Stopper().installed() as stopper:
         with pytest.raises(KeyboardInterrupt):
