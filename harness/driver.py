@@ -23,7 +23,7 @@ from harness.plan.remember import remember
 from harness.plugins import eval_plugins
 from harness.pretrain_run import pretrain_run
 from harness.records import ENDED, RunRecord, StudyRecord
-from harness.resolve import Job, jobs
+from harness.resolve import Job, jobs, readable
 from harness.shared import adopt
 from harness.signals import Stopper
 from harness.study import Study, build, merge
@@ -114,11 +114,16 @@ def evaluate_study(
 
 
 def kept(place: store.Study, todo: list[Job]) -> list[str]:
-    """Runs of earlier commands in this folder that stay in its tables: those whose cells are not asked for anew."""
+    """Runs of earlier commands in this folder that stay in its tables: those whose cells are not asked for anew.
+
+    One that only has jobs yet counts as well; its cell is the readable part of its key.
+    """
     if not (place.path / "study.json").exists():
         return []
-    before, cells = set(place.asked().keys), [job.cell for job in todo]
-    return [run.key for run in place.runs() if run.key in before and run.cell not in cells]
+    before, cells = place.asked().keys, [job.cell for job in todo]
+    begun, named = {run.key: run.cell for run in place.runs()}, {readable(job.key) for job in todo}
+    waiting = [key for key in before if key not in begun and readable(key) not in named and place.run(key).jobs.is_dir()]
+    return sorted([key for key in before if key in begun and begun[key] not in cells] + waiting)
 
 
 def _each(todo: list[Job], work: _Work, pretrained: Callable[[Job], RunRecord]) -> list[str]:

@@ -160,6 +160,11 @@ def key(cell: Cell, config: dict[str, Any], train: TrainConfig, revision: str) -
     return f"{slug(f'{cell.method}-{cell.dataset}-{cell.size}-{cell.budget}-s{cell.seed}')}-{digest}"
 
 
+def readable(key: str) -> str:
+    """The part of a run's key that tells its cell."""
+    return key.rpartition("-")[0]
+
+
 def require(name: str, config: Any, data_dir: Path | None) -> None:
     """Raise HarnessError where the eval lacks something that it needs beside a checkpoint: data sets of its own."""
     check = getattr(load_eval(name), "require", None)

@@ -118,6 +118,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.cache = path / "cache"
+        self.jobs = path / "jobs"  # claims (launch/folders.py)
         self.error = path / "error.txt"  # the traceback, where the last attempt failed
 
     def evals(self, share: float, cheap: bool = False) -> Path:

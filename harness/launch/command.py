@@ -112,7 +112,7 @@ def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | No
     shown = Watched(driver)
     try:
         if detach:
-            driver.round()
+            settle(driver)
             shown(driver.look())
             return None
         with shown:
@@ -154,10 +154,16 @@ def resume(place: store.Study, detach: bool) -> tuple[store.Study, list[str]] | 
     asked for them."""
     asked = _launched_by(place)
     driver = looking(place)
-    if all(standing.state == "done" for standing in driver.look().values()):
+    left = [standing for standing in driver.look().values() if standing.state != "done"]
+    if not left:
         return place, []
-    study = build(place.asked().request)
     path = place.path.resolve()  # `.` has no name
+    wanted = [driver.truth.earlier[s.task.key] for s in left if s.task.key in driver.truth.earlier]
+    for number, study in enumerate(wanted):  # the last command's is the last again, and the one that is waited for
+        if study not in wanted[:number]:
+            leave = asked.launch.cluster == "slurm"
+            launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=leave))
+    study = driver.truth.study
     return launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=detach))
 
 
@@ -176,10 +182,8 @@ def _launched_by(place: store.Study) -> Asked:
 def looking(place: store.Study) -> Driver:
     """What looks where the study's tasks stand, again and again; it submits nothing."""
     asked = _launched_by(place)
-    study = build(place.asked().request)
     executor, gpus = _looker(place, asked.launch)
-    truth = Truth(study, place, jobs(study, asked.data_dir, gpus), asked.data_dir)
-    return Driver(truth, executor, "", asked.launch.tries)
+    return Driver(Truth.of_folder(place, asked.data_dir, gpus), executor, "", asked.launch.tries)
 
 
 def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int]:
@@ -247,12 +251,12 @@ def _meant(tasks: list[Task], cells: Collection[str]) -> set[str]:
 def log_files(place: store.Study, cell: str) -> list[Path]:
     """Every log of the newest attempt that has one, of each task of the cell, in the order of the work; `tables`: the
     closing job's."""
-    study = build(place.asked().request)
     asked = _launched_by(place)
     if cell == "tables":
         newest = Batches(place).closing()[:1]
         return [path for name in newest for path in logs(place, Claim(attempt=1, batch=name, index=0))]
-    tasks = graph(study, jobs(study, asked.data_dir, 1))
+    truth = Truth.of_folder(place, asked.data_dir, 1)
+    tasks = graph(truth.study, truth.todo)
     meant = _meant(tasks, [cell])
     found: list[Path] = []
     for task in tasks:

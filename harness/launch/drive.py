@@ -224,7 +224,8 @@ class Driver:
         """Whether a job that goes on when the others have ended, or makes the tables, is in the cluster's hands, or is
         just being submitted by another command.
 
-        To a closing job no other one that runs is: each would leave what is left to the other.
+        Not one that was submitted for what another command asked for: it does not know of this one's runs. And to a
+        closing job no other one that runs is: each would leave what is left to the other.
         """
         batches = Batches(self.place)
         closing = [name for name in batches.closing() if name != self.inside]
@@ -232,11 +233,17 @@ class Driver:
         for name in closing:
             job = seen(Claim(attempt=1, batch=name, index=0))
             if job is not None:
-                if job.alive and not (self.inside and job.running):
-                    return True
-            elif batches.submitted(name) is None and batches.error(name) is None and self._coming(name):
+                there = job.alive and not (self.inside and job.running)
+            else:
+                there = batches.submitted(name) is None and batches.error(name) is None and self._coming(name)
+            if there and self._for_this(name):
                 return True
         return False
+
+    def _for_this(self, batch: str) -> bool:
+        """Whether the batch was made for what is asked for here."""
+        made, nameless = Batches(self.place).read(batch), {"name": ""}  # `resume` takes the name from the folder
+        return made is not None and made.request | nameless == self.truth.study.asked() | nameless
 
     def _coming(self, batch: str) -> bool:
         return submitter_lives(Batches(self.place).read(batch)) is True

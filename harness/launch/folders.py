@@ -3,9 +3,10 @@
 KEY's folder/jobs/KIND.003.json       the claim of the third attempt: which batch has it, and where in it
 KEY's folder/jobs/KIND.003.end.json   how that attempt ended, written by the job itself
 KEY's folder/jobs/KIND.lease.json     the token of the job that may write; a job that finds another one stops
+KEY's folder/jobs/KIND.turns.json     how many turns in a row the time limit ended before the task got any further
 STUDY/jobs/BATCH/batch.json           a batch of jobs as it was meant, written before it is submitted
 STUDY/jobs/BATCH/submitted.json       its job id, written after
-STUDY/jobs/forgiven.json              up to which attempt failures do not count, since the user asked again
+STUDY/jobs/forgiven/*.json            up to which attempt failures do not count, each command's since which asked again
 
 Files appear whole, by rename or by link, and no lock is held: two commands that claim one attempt cannot both win.
 """
@@ -61,7 +62,14 @@ class Lease(Model):
     waited_s: float = 0.0  # that the task has stood in queues up to now, over all its attempts
     at: str = ""
     reached: int = 0  # `progress` when this turn began
-    turns: int = 0  # that the time limit ended one after another, without progress, over all attempts
+
+
+class Turns(Model):
+    """That the time limit ended one after another, over all attempts, without the task getting any further."""
+
+    attempt: int  # the last of them
+    reached: int
+    count: int
 
 
 class Batch(Model):
@@ -110,7 +118,7 @@ def home(place: store.Study, task: Task) -> Path:
     """The folder in which the task's claims lie."""
     if task.stage == "references":
         return place.path / "jobs" / f"references-{slug(task.key)}"  # beside their records every JSON file is a record
-    return place.run(task.key).path / "jobs"
+    return place.run(task.key).jobs
 
 
 class Attempts:
@@ -152,6 +160,19 @@ class Attempts:
     def end(self, attempt: int) -> End | None:
         return read(End, self._path(attempt, ".end"))
 
+    def found_dead(self, attempt: int, end: End) -> End | None:
+        """Write how the attempt ended in the words of who found it dead, unless it has had its own; what is written.
+
+        Only the server knows whether it has: on NFS a look may still show a moment in which the file was not there,
+        but nobody can create it a second time.
+        """
+        if not create(self._path(attempt, ".end"), end):
+            written = self.end(attempt)
+            if written is None or written.state != "stopped":
+                return written
+            self.ended(attempt, end)
+        return self.end(attempt)
+
     def ended(self, attempt: int, end: End) -> None:
         """Write how the attempt ended. One that is done stays that, whatever a copy of it says later; and one that a
         person cancelled stays cancelled, unless it was done by then."""
@@ -179,11 +200,8 @@ class Attempts:
         if held is not None and held.attempt > attempt:
             raise Superseded
         waited_s = (held.waited_s if held else 0.0) + self._waited_s(attempt, submitted_at, held)
-        since = Batches(self.place).forgiven().get(self.task.name, 0)  # the user asked anew, with a longer --time, say
-        again = held is not None and held.attempt > since and held.reached >= reached
-        turns = held.turns if again else 0
         token = uuid.uuid4().hex
-        lease = Lease(token=token, attempt=attempt, waited_s=waited_s, at=now(), reached=reached, turns=turns)
+        lease = Lease(token=token, attempt=attempt, waited_s=waited_s, at=now(), reached=reached)
         write_atomic(path, lease.model_dump_json() + "\n")
         end = self.end(attempt)
         if end is not None and end.state == "stopped" and end.kind != "cancelled":
@@ -196,9 +214,15 @@ class Attempts:
         held = self.lease()
         if held is None or held.attempt != attempt:  # a later attempt has begun: the lease is its own
             return 0
-        turns = held.turns + 1 if held.reached >= reached else 0
-        write_atomic(self._lease, held.model_copy(update={"turns": turns}).model_dump_json() + "\n")
-        return turns
+        path = self.folder / f"{self.kind}.turns.json"  # not the lease, which a later attempt may take meanwhile
+        before, count = read(Turns, path), 0
+        if held.reached >= reached:
+            since = Batches(self.place).forgiven().get(self.task.name, 0)  # the user asked anew, with more time, say
+            goes_on = before is not None and before.attempt > since and before.reached >= reached
+            count = 1 + (before.count if goes_on else 0)
+        turns = Turns(attempt=attempt, reached=reached, count=count)
+        write_atomic(path, turns.model_dump_json() + "\n")
+        return count
 
     def _waited_s(self, attempt: int, submitted_at: str, held: Lease | None) -> float:
         """Seconds in the queue: since the submission, or since the last sign of a job that went back into it.
@@ -273,11 +297,21 @@ class Batches:
         write_atomic(self.path(name) / "error.txt", said + "\n")
 
     def forgiven(self) -> dict[str, int]:
-        found = read(Forgiven, self.folder / "forgiven.json")
-        return {} if found is None else dict(found.attempts)
+        """Up to which attempt failures do not count, by task."""
+        found: dict[str, int] = {}
+        for path in (self.folder / "forgiven").glob("[!.]*.json"):
+            one = read(Forgiven, path)
+            for task, attempt in ({} if one is None else one.attempts).items():
+                found[task] = max(attempt, found.get(task, 0))
+        return found
 
     def forgive(self, attempts: dict[str, int]) -> None:
-        write_atomic(self.folder / "forgiven.json", Forgiven(attempts=attempts).model_dump_json() + "\n")
+        """In a file of its own: two commands that add to one would each drop what the other wrote."""
+        before = self.forgiven()
+        new = {task: attempt for task, attempt in attempts.items() if attempt > before.get(task, 0)}
+        if new:
+            path = self.folder / "forgiven" / f"{uuid.uuid4().hex[:8]}.json"
+            write_atomic(path, Forgiven(attempts=new).model_dump_json() + "\n")
 
 
 def read(kind: type[M], path: Path) -> M | None:

@@ -113,6 +113,9 @@ class Slurm:
             submitted = submit.of_name(batch, self._rows.values())
             if submitted is None:
                 return
+            meant = batches.read(batch)
+            if meant is not None:  # who submitted it may have died before the jobs had their files
+                submit.give(self.place, meant, submit.attempts_of(self.place, meant), submitted)
             batches.write_submitted(batch, submitted)
         self._submitted[batch] = submitted
 

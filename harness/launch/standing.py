@@ -97,9 +97,9 @@ class Look:
         Not what is alive: it may still fail, or be cancelled.
         """
         over = [s for s in self().values() if s.attempt and (s.cancelled or s.state not in ("queued", "running"))]
-        self._forgiven |= {standing.task.name: standing.attempt for standing in over}
-        if self._forgiven:  # jobs that look later, and commands, are to know it too
-            Batches(self.place).forgive(self._forgiven)
+        new = {standing.task.name: standing.attempt for standing in over}
+        self._forgiven |= new
+        Batches(self.place).forgive(new)  # jobs that look later, and commands, are to know it too
 
     def _of_another(self, claim: Claim) -> bool:
         """Whether another executor was given the claim. Its work is over: beside it none begins (`living`)."""
@@ -146,8 +146,6 @@ class Look:
             return self._unclaimed(task, needs, bad)
         attempts = Attempts(self.place, task)
         end = attempts.end(claim.attempt)
-        if end is not None and end.state == "done" and self._is_done(task):  # since this look began
-            return Standing(task, "done")
         unsure = end is None or end.state == "stopped"
         job = self._job(claim, seen) if unsure else None  # of what has ended nobody is asked
         if job is not None and job.alive:
@@ -159,6 +157,8 @@ class Look:
             end = self._found_dead(task, claim, job, before)
         if end is None:
             return Standing(task, "queued", UNSEEN, claim.attempt)
+        if end.state == "done" and self._is_done(task):  # since this look began
+            return Standing(task, "done")
         return self._after(task, claim, end, needs, bad)
 
     def _unclaimed(self, task: Task, needs: list[Standing], bad: list[Standing]) -> Standing:
@@ -185,13 +185,9 @@ class Look:
             kind, message, patience = self._missed(claim)
             if self.clock() - first < patience:
                 return None
-        attempts = Attempts(self.place, task)
         tail = log_tail(self.place, claim)
         end = End(state="failed", kind=kind, message=f"{message}\n{tail}".strip(), at=now())
-        written = attempts.end(claim.attempt)  # the job may have had its word in the meantime
-        if written is None or written.state == "stopped":
-            attempts.ended(claim.attempt, end)
-        return attempts.end(claim.attempt)
+        return Attempts(self.place, task).found_dead(claim.attempt, end)
 
     def _fulfilled(self, need: Standing, claim: Claim) -> bool:
         """Whether the attempt at `need` that the claim was to come after is alive or done.

@@ -10,7 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,22 @@ from typing import TYPE_CHECKING, Any
 from harness import store
 from harness.errors import HarnessError
 from harness.files import explain
-from harness.launch.folders import Batch, Batches, Submitted
+from harness.launch.folders import Attempts, Batch, Batches, Submitted
 from harness.launch.options import Launch
 from harness.launch.queue import UNREACHABLE, InQueue, Queue, Unreachable, seconds
+from harness.launch.tasks import parse
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
+
+    from harness.launch.job import Work
 
 PREFIX = "harness-"  # of the names of our jobs, before the batch's
 FOLDER = "%j"  # of each element, in that of its batch
 REQUEUE_TRIES = 3
 SIGNAL_EARLY_S = 90  # that SLURM may send the signal before its time (sbatch: up to a minute), and some to spare
 TURNS = 3  # that sbatch is called, in an outage
+LATE_S = 5.0  # that a controller may take to show a job whose sbatch it did not answer in time
 FOREVER = 10**6  # requeues that submitit would count; we count attempts ourselves
 
 
@@ -69,7 +74,8 @@ def executor(
 
     python = launch.python or shlex.quote(sys.executable)
     # The signal may come while Python starts and nobody handles it yet: ignored until then.
-    made = submitit.SlurmExecutor(folder / FOLDER, max_num_timeout=FOREVER, python=f"env --ignore-signal=USR2 {python}")
+    quiet = f'sh -c \'trap "" USR2; exec "$@"\' sh {python}'
+    made = submitit.SlurmExecutor(folder / FOLDER, max_num_timeout=FOREVER, python=quiet)
     further: dict[str, Any] = {"requeue": True, **launch.slurm}
     if after is not None:
         further |= {"dependency": str(after), "kill-on-invalid-dep": "yes"}
@@ -120,29 +126,29 @@ def script(made: SlurmExecutor, count: int) -> str:
         made.parameters = parameters
 
 
-def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExecutor, queue: Queue) -> Submitted:
+def submit(place: store.Study, batch: Batch, attempts: Sequence[int], made: SlurmExecutor, queue: Queue) -> Submitted:
     """Submit the batch as one array, and write its id down.
 
     A submission that fails in an outage may have worked all the same: the queue is asked for its name first.
     Raises Unreachable, or HarnessError with what sbatch refused.
     """
-    from harness.launch.job import Work
-
-    work = [
-        Work(str(place.path.resolve()), batch.name, index, attempt) for index, attempt in enumerate(attempts)
-    ]  # fmt: skip
+    work = _work(place, batch, attempts)
     for turn in range(TURNS):
         with _outside():
             try:
                 with made.batch():
                     jobs = [made.submit(item) for item in work]
                 submitted = Submitted(job=jobs[0].job_id.partition("_")[0], array=len(jobs) > 1)
+                if turn:
+                    _end_others(queue, batch.name, submitted)
                 break
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise explain(error, place.path / "jobs" / batch.name) from error
                 said = _said(error)
                 away = any(sign in said for sign in UNREACHABLE)
+                if away:
+                    time.sleep(LATE_S)
                 # Unless sbatch itself refused, it may be in the queue all the same.
                 found = None if not away and "sbatch: error" in said else named(queue, batch.name)
                 if found is None and not away:
@@ -153,8 +159,50 @@ def submit(place: store.Study, batch: Batch, attempts: list[int], made: SlurmExe
                 if found is not None:
                     submitted = found
                     break
+    give(place, batch, attempts, submitted)
     Batches(place).write_submitted(batch.name, submitted)
     return submitted
+
+
+def _work(place: store.Study, batch: Batch, attempts: Sequence[int]) -> list[Work]:
+    from harness.launch.job import Work
+
+    return [Work(str(place.path.resolve()), batch.name, index, attempt) for index, attempt in enumerate(attempts)]
+
+
+def give(place: store.Study, batch: Batch, attempts: Sequence[int], submitted: Submitted) -> None:
+    """Write the files that the jobs wait for and do not have: submitit writes them once sbatch has answered, which it
+    may not, and its process may die before."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    for index, work in enumerate(_work(place, batch, attempts)):
+        job = f"{submitted.job}_{index}" if submitted.array else submitted.job
+        path = JobPaths(Batches(place).path(batch.name) / FOLDER, job_id=job).submitted_pickle
+        if path.exists():
+            continue
+        delayed = DelayedSubmission(work)
+        delayed.set_timeout(1, FOREVER)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        delayed.dump(temporary)
+        temporary.replace(path)
+
+
+def attempts_of(place: store.Study, batch: Batch) -> list[int]:
+    """The attempts that the batch makes, by index: of one that was claimed by another command, none, told as 0."""
+    found = []
+    for index, name in enumerate(batch.tasks):
+        claims = [] if name == "tables" else reversed(Attempts(place, parse(name)).all())
+        ours = (claim.attempt for claim in claims if (claim.batch, claim.index) == (batch.name, index))
+        found.append(1 if name == "tables" else next(ours, 0))
+    return found
+
+
+def _end_others(queue: Queue, batch: str, submitted: Submitted) -> None:
+    """Of an sbatch that was not answered and taken all the same, later than it was asked for."""
+    rows = queue.jobs().values()
+    others = {row.id.partition("_")[0] for row in rows if row.name == PREFIX + batch and row.alive} - {submitted.job}
+    queue.cancel(sorted(others))
 
 
 def named(queue: Queue, batch: str) -> Submitted | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import store
 from harness.lacking import evaluated, references_evaluated
-from harness.launch.folders import Batches, Claim
+from harness.launch.folders import Batches, Claim, read
 from harness.launch.tasks import Task
 from harness.records import ENDED, RunRecord
-from harness.study import Study
+from harness.study import Study, build
 
 if TYPE_CHECKING:
     from harness.plan.planned import Planned
@@ -30,6 +30,34 @@ class Truth:
     place: store.Study
     todo: list[Job] | list[Planned]
     data_dir: Path | None = None
+    earlier: dict[str, Study] = field(default_factory=dict)  # runs that another command asked for, and as what
+
+    @classmethod
+    def of_folder(cls, place: store.Study, data_dir: Path | None, gpus: int) -> Truth:
+        """That of all that was asked for in the folder: by the last command, and by those before it whose runs stay."""
+        from harness.resolve import jobs
+
+        asked = place.asked()
+        study = build(asked.request)
+        todo = jobs(study, data_dir, gpus)
+        earlier: dict[str, Study] = {}
+        left = set(asked.keys) - {job.key for job in todo}
+        while left:
+            key = min(left)
+            left.remove(key)
+            request = _request(place, key)
+            if request is None:
+                continue
+            before = build(request)
+            found = [job for job in jobs(before, data_dir, gpus) if job.key in left | {key}]
+            todo += found
+            earlier |= {job.key: before for job in found}
+            left -= earlier.keys()
+        return cls(study, place, todo, data_dir, earlier)
+
+    def asked_of(self, key: str) -> Study:
+        """The study as the command asked for it that asked for this run."""
+        return self.earlier.get(key, self.study)
 
     def job(self, key: str) -> Job | Planned:
         runs = [job for job in [*self.todo, *(job.source for job in self.todo if job.source)] if job.key == key]
@@ -45,11 +73,22 @@ class Truth:
             return record is not None and record.state in ENDED
         if record.state == "diverged":
             return True
-        return evaluated(self.job(task.key), self.study, self.place, task.share, self.data_dir)
+        return evaluated(self.job(task.key), self.asked_of(task.key), self.place, task.share, self.data_dir)
 
     def record(self, key: str) -> RunRecord | None:
         path = self.place.run(key).record
         return store.read_as(RunRecord, path) if path.exists() else None
+
+
+def _request(place: store.Study, key: str) -> dict[str, Any] | None:
+    """What the newest command asked for that submitted jobs of the run."""
+    names = {claim.batch for path in place.run(key).jobs.glob("[!.]*.json") if (claim := _claim(path)) is not None}
+    batches = [batch for name in names if (batch := Batches(place).read(name)) is not None]
+    return max(batches, key=lambda batch: batch.at).request if batches else None
+
+
+def _claim(path: Path) -> Claim | None:
+    return read(Claim, path) if re.fullmatch(r".+\.\d{3,}\.json", path.name) else None
 
 
 def progress(place: store.Study, task: Task) -> int:

@@ -61,6 +61,42 @@ def test_resume_submits_what_was_lost_from_inside_the_folder_too(place, fake, mo
     assert sorted(path.name for path in place.path.parent.iterdir()) == ["s"], "and makes no study of another name"
 
 
+def test_a_second_run_in_the_folder_drops_no_queued_run_of_the_first(fake, tmp_path):
+    def asked_for(methods: str):
+        return build({"methods": methods, "budget": "6step", "evals": "knn", "name": "s", "train": {"snapshots": []}})
+
+    place = fake.place
+    command.launch_study(asked_for("mae,ddae"), tmp_path, SLURM)
+    first, many = set(place.asked().keys), len(fake.submitted)
+    command.launch_study(asked_for("ddae,dit"), tmp_path, SLURM)
+    stages = [stage for _, _, stage, _ in fake.submitted[many:]]
+    assert stages == ["pretrain", "evaluate", "evaluate", "tables"], "dit alone, and who goes on after it"
+    assert first < set(place.asked().keys) and len(place.asked().keys) == 3
+    assert {name for name in states(place)} >= {"pretrain mae-", "pretrain ddae", "pretrain dit-"}
+    assert command.cancel(place, ["mae"]) == [
+        f"cancelled  {kind} {key}"
+        for key in first
+        if key.startswith("mae")
+        for kind in ("pretrain", "evaluate-1.0000", "evaluate-0.0000")
+    ]
+    for claim in fake.cancelled:
+        fake.seen[claim.batch, claim.index] = Seen(False, kind="cancelled")
+    many = len(fake.submitted)
+    command.resume(place, detach=True)
+    again = [task for batch, *_ in fake.submitted[many:] for task in batch.tasks]
+    assert [task for task in again if task.startswith("pretrain")] == [f"pretrain {key}" for key in first if "mae" in key]
+    assert place.asked().request["methods"] == ["ddae", "dit"] and first < set(place.asked().keys)
+
+
+def test_a_job_that_goes_on_with_less_than_what_is_asked_for_is_not_relied_on(place, fake, tmp_path):
+    driver = command.looking(place)
+    assert driver.is_closed()
+    driver.truth = replace(driver.truth, study=replace(STUDY, seeds=2))
+    assert not driver.is_closed()
+    driver.truth = replace(driver.truth, study=replace(STUDY, name="another"))
+    assert driver.is_closed(), "the folder may have been renamed"
+
+
 def test_cancel_ends_everything_and_nothing_is_submitted_until_resume(place, fake):
     lines = command.cancel(place, [])
     assert len(lines) == 7 and len(fake.cancelled) == 7

@@ -17,6 +17,7 @@ from tests.harness.launched import EVALUATE, PRETRAIN, REFERENCES, batch
 
 DONE, FAILED = End(state="done"), End(state="failed", kind="error", message="no")
 CANCELLED = End(state="stopped", kind="cancelled")
+DEAD = End(state="failed", kind="node", message="SLURM ended it: NODE_FAIL")
 
 
 @pytest.fixture
@@ -98,6 +99,37 @@ def test_what_is_done_stays_done_and_what_was_cancelled_cancelled(attempts, befo
         attempts.ended(1, before)
     attempts.ended(1, after)
     assert attempts.end(1) == stays
+
+
+@pytest.mark.parametrize(
+    ("before", "stays"),
+    [
+        (None, DEAD),
+        (End(state="stopped", kind="signal"), DEAD),
+        (FAILED, FAILED),
+        (DONE, DONE),
+        (CANCELLED, CANCELLED),
+    ],
+)
+def test_who_finds_a_job_dead_does_not_speak_over_its_own_last_word(attempts, before, stays):
+    if before is not None:
+        attempts.ended(1, before)
+    assert attempts.found_dead(1, DEAD) == attempts.end(1) == stays
+
+
+def test_a_last_word_that_a_slow_file_system_still_hides_is_not_lost(attempts, monkeypatch):
+    attempts.ended(1, DONE)
+    with monkeypatch.context() as slow:
+        slow.setattr(Attempts, "end", lambda self, attempt: None)
+        assert attempts.found_dead(1, DEAD) is None, "it is not known yet what it says"
+    assert attempts.end(1) == DONE
+
+
+def test_commands_that_forgive_at_once_forgive_what_each_of_them_meant(place):
+    one, two = Batches(place), Batches(place)
+    one.forgive({"a": 1, "b": 3})
+    two.forgive({"a": 2, "b": 1})
+    assert one.forgiven() == two.forgiven() == {"a": 2, "b": 3}
 
 
 def test_a_copy_that_lives_on_finds_another_token_and_a_later_attempt_may_not_be_overtaken(attempts):

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 from harness import store
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.launch import queue as queues
 from harness.launch import submit
-from harness.launch.folders import Batches, Claim, Submitted
+from harness.launch.folders import Attempts, Batches, Claim, Submitted
 from harness.launch.options import Launch
 from harness.launch.queue import Account, InQueue, Queue, Unreachable
 from harness.launch.slurm import Slurm
@@ -139,10 +140,12 @@ def test_memory_is_known_by_the_log_where_no_cgroup_says_it(slurm, place):
 
 def test_a_batch_whose_id_nobody_wrote_down_is_known_by_its_name(slurm, place):
     Batches(place).write(batch("c", PRETRAIN))
+    Attempts(place, PRETRAIN).claim(Claim(attempt=3, batch="c", index=0))
     assert seen(slurm, of="c") is None
     slurm.queue.rows = [row("23", "RUNNING", name="harness-c")]
     assert seen(slurm, of="c").running
     assert Batches(place).submitted("c") == Submitted(job="23", array=False)
+    assert handed(place, "c", "23") == (0, 3), "its command died before the job had its files"
     Batches(place).write(batch("d", PRETRAIN, EVALUATE))
     slurm.queue.rows = [row("24_1", "RUNNING", name="harness-d")]
     assert seen(slurm, 1, of="d").running and Batches(place).submitted("d").array
@@ -181,8 +184,10 @@ def given(place, tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr(queues.time, "sleep", lambda s: None)
 
-    def give(sbatch: str, squeue: str = "exit 0"):
-        folder = programs(tmp_path / "bin", monkeypatch, sbatch=sbatch, squeue=squeue, srun="exit 0")
+    def give(sbatch: str, squeue: str = "exit 0", scancel: str = "exit 1"):
+        folder = programs(
+            tmp_path / "bin", monkeypatch, sbatch=sbatch, squeue=squeue, srun="exit 0", scancel=scancel
+        )  # fmt: skip
         executor = Slurm(place, Launch(), 0, 3600, Queue(patience_s=0))
         error = None
         try:
@@ -198,11 +203,38 @@ def test_a_batch_is_one_array_whose_id_is_written_down(given):
     assert given("echo 'Submitted batch job 4711'") == (None, 1, Submitted(job="4711", array=True))
 
 
-def test_a_submission_that_worked_although_the_controller_went_away_is_not_made_twice(given):
+def test_a_submission_that_worked_although_the_controller_went_away_is_not_made_twice(given, place):
     error, calls, submitted = given(
         AWAY, "echo '88_1|PENDING|None||harness-new'; echo '88_0|PENDING|None||harness-new'"
     )
     assert (error, calls, submitted) == (None, 1, Submitted(job="88", array=True))
+    assert [handed(place, "new", f"88_{index}") for index in (0, 1)] == [(0, 1), (1, 1)], "its jobs find their work"
+
+
+def handed(place: store.Study, batch: str, job: str) -> tuple[int, int]:
+    """What the job finds that it is to do: its index and the attempt."""
+    path = Batches(place).path(batch) / job / f"{job}_submitted.pkl"
+    work = DelayedSubmission.load(path).function
+    assert (work.study, work.batch) == (str(place.path.resolve()), batch)
+    return work.index, work.attempt
+
+
+def test_an_sbatch_that_was_taken_late_and_repeated_leaves_one_job(given, tmp_path):
+    calls, cancelled = tmp_path / "bin" / "sbatch.calls", tmp_path / "cancelled"
+    sbatch = f"if [ $(wc -l < {calls}) -lt 2 ]; then {AWAY}; fi\necho 'Submitted batch job 90'"
+    squeue = f"[ $(wc -l < {calls}) -lt 2 ] || printf '%s||harness-new\\n' '89_0|PENDING|None' '90_0|PENDING|None'"
+    assert given(sbatch, squeue, scancel=f'echo "$@" >> {cancelled}') == (None, 2, Submitted(job="90", array=True))
+    assert cancelled.read_text() == "89\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [("Invalid job id 17", True), ("Kill job error on job id 17: Invalid job id specified", True), ("denied", False)],
+)
+def test_what_the_controller_has_forgotten_needs_no_end(tmp_path, monkeypatch, said, passes):
+    programs(tmp_path / "bin", monkeypatch, scancel=f"echo 'scancel: error: {said}' >&2; exit 1")
+    with nullcontext() if passes else pytest.raises(HarnessError, match="denied"):
+        Queue().cancel(["17"])
 
 
 def test_one_that_did_not_is_made_again_when_it_is_back(given, tmp_path):
@@ -252,7 +284,7 @@ def test_the_script_says_what_was_asked_for(place):
         "--requeue", "--time=2", "--job-name=harness-b", "--signal=USR2@120",
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in text, line
-    assert "wckey" not in text and "PYTHONPATH=/nowhere" in text and "--ignore-signal=USR2" in text
+    assert "wckey" not in text and "PYTHONPATH=/nowhere" in text and 'sh -c \'trap "" USR2; exec "$@"\'' in text
     assert submit.Shape.of("evaluate", launch, 4) == submit.Shape(1) and submit.Shape.of("tables", launch, 4).gpus == 0
 
 
