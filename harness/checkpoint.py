@@ -70,7 +70,10 @@ def load_latest(folder: Path, device: torch.device | str) -> tuple[dict[str, Any
     """The newest whole checkpoint, and a line for each damaged one that was set aside (renamed `.damaged`)."""
     notices = []
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # an earlier copy of this job, about to stop, has just pruned it
+            continue
         if path.stem.rpartition("-")[2] == _digest(data):
             return _loaded(data, device), notices
         aside = path.with_suffix(".damaged")

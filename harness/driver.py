@@ -122,7 +122,9 @@ def kept(place: store.Study, todo: list[Job]) -> list[str]:
         return []
     before, cells = place.asked().keys, [job.cell for job in todo]
     begun, named = {run.key: run.cell for run in place.runs()}, {readable(job.key) for job in todo}
-    waiting = [key for key in before if key not in begun and readable(key) not in named and place.run(key).jobs.is_dir()]
+    waiting = [
+        key for key in before if key not in begun and readable(key) not in named and place.run(key).jobs.is_dir()
+    ]
     return sorted([key for key in before if key in begun and begun[key] not in cells] + waiting)
 
 

@@ -50,7 +50,6 @@ class Stopper:
             self.again = True
         if self._in_job and not first:
             return
-        if self._graceful and not self.asked:
-            self.asked = True
-            return
-        raise KeyboardInterrupt
+        waits, self.asked = self._graceful and not self.asked, True
+        if not waits:
+            raise KeyboardInterrupt

@@ -28,15 +28,17 @@ def dry_run(study: Study, launch: Launch, out: Path, data_dir: Path | None) -> s
     tasks = graph(study, jobs(study, data_dir, fits.gpus))
     levels = Counter(task.level for task in tasks)
     first = {task.level: task for task in reversed(tasks)}
-    return "\n".join(_script(place, first[level], count, executor) for level, count in levels.items())
+    closing = _script(place, Task("tables", needs=("all",)), 1, executor, "afterany")
+    return "\n".join([*(_script(place, first[level], count, executor) for level, count in levels.items()), closing])
 
 
-def _script(place: store.Study, task: Task, count: int, executor: Slurm) -> str:
+def _script(place: store.Study, task: Task, count: int, executor: Slurm, after: str = "aftercorr") -> str:
     code = str(place.path.resolve() / "code" / "DIGEST")
     batch = Batch(name=f"{task.kind}-DRY-RUN", tasks=["x"] * count, request={}, code=code, executor="slurm")
-    after = submit.After("aftercorr", ("JOBID",)) if task.needs else None
+    kind = "afterok" if count == 1 and after == "aftercorr" else after
+    waits = submit.After(kind, ("JOBID",)) if task.needs else None
     shape = submit.Shape.of(task.stage, executor.launch, executor.gpus)
     made = submit.executor(
-        place.path.resolve() / "jobs" / batch.name, batch, shape, executor.launch, executor.limit_s, after
+        place.path.resolve() / "jobs" / batch.name, batch, shape, executor.launch, executor.limit_s, waits
     )
     return f"# ---- {task.kind}: {count} job(s)\n{submit.script(made, count)}"

@@ -83,8 +83,13 @@ class Chaos:
         self.repairs: list[tuple[float, str, Callable[[], None]]] = []  # by monotonic time, of one node each
         self.kinds: dict[str, Callable[[], str | None]] = {
             "requeue": lambda: self.on_job("scontrol", "requeue"),
-            "kill": lambda: self.on_job("scancel", "--signal=KILL"),
-            "time_limit": lambda: self.on_job("scancel", "--signal=USR2"),
+            "kill": lambda: self.on_job(
+                "scancel", "--signal=KILL", step=".0"
+            ),  # of a whole job it is a person's cancel
+            "warning": lambda: self.on_job("scancel", "--signal=USR2"),
+            "time_limit": lambda: self.on_job(
+                "scontrol", "update", "timelimit=1", key="jobid="
+            ),  # of a minute, from now on
             "node_down": self.node_down,
             "node_lost": self.node_lost,
             "controller": self.controller,
@@ -108,12 +113,12 @@ class Chaos:
     def of_study(self, job: Job) -> bool:
         return any(self.study == path or self.study in path.parents for path in map(Path, (job.script, job.folder)))
 
-    def on_job(self, *command: str) -> str | None:
+    def on_job(self, *command: str, key: str = "", step: str = "") -> str | None:
         jobs = self.running()
         if not jobs:
             return None
         job = self.choose(jobs)
-        done = self.cluster.ask(*command, job.id)
+        done = self.cluster.ask(*command, f"{key}{job.id}{step}")
         return None if done.returncode or done.stderr else f"{job.id} {job.name} on {job.node}"
 
     def healthy_node(self) -> str | None:

@@ -72,7 +72,7 @@ def test_a_second_run_in_the_folder_drops_no_queued_run_of_the_first(fake, tmp_p
     stages = [stage for _, _, stage, _ in fake.submitted[many:]]
     assert stages == ["pretrain", "evaluate", "evaluate", "tables"], "dit alone, and who goes on after it"
     assert first < set(place.asked().keys) and len(place.asked().keys) == 3
-    assert {name for name in states(place)} >= {"pretrain mae-", "pretrain ddae", "pretrain dit-"}
+    assert set(states(place)) >= {"pretrain mae-", "pretrain ddae", "pretrain dit-"}
     assert command.cancel(place, ["mae"]) == [
         f"cancelled  {kind} {key}"
         for key in first
@@ -84,7 +84,9 @@ def test_a_second_run_in_the_folder_drops_no_queued_run_of_the_first(fake, tmp_p
     many = len(fake.submitted)
     command.resume(place, detach=True)
     again = [task for batch, *_ in fake.submitted[many:] for task in batch.tasks]
-    assert [task for task in again if task.startswith("pretrain")] == [f"pretrain {key}" for key in first if "mae" in key]
+    assert [task for task in again if task.startswith("pretrain")] == [
+        f"pretrain {key}" for key in first if "mae" in key
+    ]
     assert place.asked().request["methods"] == ["ddae", "dit"] and first < set(place.asked().keys)
 
 
