@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -281,9 +282,12 @@ def _climb(entrant: Entrant, runs: Sequence[Trial], metric: str, race: Race) -> 
         for untrained in (n for r in trial.untrained.values() if (n := number(r, metric))):
             prepared = trial.run.snapshots.get("0.0000", Spend())  # a VAE, for one, is paid for by then
             starts.setdefault(cell.seed, _priced(trial.run, Point(untrained.value, prepared, untrained=True)))
+    rungs = Counter(seed for rung in entrant.rungs.values() for seed in rung)
     for rung in entrant.rungs.values():
         for seed, point in rung.items():
-            entrant.curves.setdefault(seed, [starts[seed]] if seed in starts else []).append(point)
+            # Of one budget there is no curve: what lies between the untrained network and its end, no run has shown.
+            begun = [starts[seed]] if seed in starts and rungs[seed] > 1 else []
+            entrant.curves.setdefault(seed, begun).append(point)
     for points in entrant.curves.values():
         points.sort(key=lambda point: point.at.device_s)
 

@@ -14,13 +14,14 @@ from harness.compare.ratios import MOST, Profile, Ratio, profile, speedup
 from harness.difference import Measured, difference, ranks
 from harness.report import format as fmt
 from harness.report.layout import Cell, Column, Row, Section, Table, hoist_notes
+from harness.report.tables import ABSENT, BY_RATIO
 from harness.report.targets import SIGNS, priced
 from harness.stats import mean_interval
 
 SHARES = (0.25, 0.5, 1.0)  # of the cost that every run reached
 CHOSEN = (0.5, 0.75, 1.0)  # default targets, of the way from the best untrained network to the weakest end
 TAUS = (1.0, 1.1, 1.5, 2.0, MOST)
-OVER = "± is the half-width of the 95 % t-interval over seeds. — was not measured."
+OVER = f"± is the half-width of the 95 % t-interval over seeds. {ABSENT}"
 SOURCES = {
     "snapshots": "Curves: quick evals of one run's snapshots, on held-out train; at the early ones the rate is still "
     "high.",
@@ -66,7 +67,7 @@ def build(races: Sequence[Race], targets: Targets, chosen: bool) -> list[Table]:
     source, how = SOURCES[races[0].source], READ_OFF if chosen else NAMED
     first = races[0].entrants[0].name
     tables = [
-        Table("Price to target", f"{PRICE} {how} {source} {OVER}", _each(races, targets, _prices)),
+        Table("Price to target", f"{PRICE} {how} {source} {BY_RATIO} {ABSENT}", _each(races, targets, _prices)),
         Table(f"Speed-up of {first}", SPEEDUP.format(first=first), _each(races, targets, _speedups)),
         Table("Area under the curve", f"{AREA} {source} {OVER}", tuple(filter(None, map(_areas, races)))),
         Table("Equal cost", f"{EQUAL_COST} {source} {OVER}", tuple(_equal_cost(race) for race in races if race.lines)),
@@ -161,8 +162,8 @@ def _ratio(found: Ratio | None) -> Cell:
     if found.low is None or found.high is None:
         return Cell(_times(found.value), f"{found.value:.10g}", notes=(found.note,) if found.note else ())
     text = f"{_times(found.value)} ({_times(found.low)} to {_times(found.high)})"
-    note = (found.note,) if found.note else ()
-    return Cell(text, f"{found.value:.10g}", notes=note, best=found.low > 1 or found.high < 1)
+    note, ends = (found.note,) if found.note else (), (f"{found.low:.10g}", f"{found.high:.10g}")
+    return Cell(text, f"{found.value:.10g}", ends=ends, notes=note, best=found.low > 1 or found.high < 1)
 
 
 def _times(value: float) -> str:
@@ -255,7 +256,7 @@ def _ladder(race: Race) -> Section:
         here = [entrant.rungs.get(budget, {}) for entrant in race.entrants]
         if not any(here):
             continue
-        columns += [Column(f"{race.metric} at {budget}"), Column("rank", f"rank at {budget}")]
+        columns += [Column(f"{race.metric} at {budget}"), Column(f"rank at {budget}")]
         present = [i for i, rung in enumerate(here) if rung]
         measured = [Measured({seed: point.value for seed, point in here[i].items()}) for i in present]
         placed = dict(zip(present, ranks(measured, race.better == "higher"), strict=True))

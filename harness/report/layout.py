@@ -17,6 +17,8 @@ class Cell:
     text: str = MISSING
     plain: str | None = None  # for CSV, where it differs: seconds for minutes, a bare number for one with a prefix
     half: str | None = None  # half-width of the interval, already in `text`
+    ends: tuple[str, str] | None = None  # or, where it is not symmetric, its ends
+    repeats: str | None = None  # half-width over the eval's own repeats, of one seed
     notes: tuple[str, ...] = ()
     flag: bool = False  # to be seen at a glance: a method that does not beat its references
     best: bool = False  # of its column, and told apart from the next

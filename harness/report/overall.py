@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.records import EvalRecord
-from harness.report.best import places
+from harness.report.best import REMARK, places
 from harness.report.format import MISSING, fixed, significant
 from harness.report.layout import Cell, Column, Row, Section, hoist_notes
 from harness.report.lines import Line, Place
@@ -43,13 +43,21 @@ def sections(
 ) -> tuple[Section, ...]:
     """One for each group of two or more methods that may be compared; then the mean ranks of all groups."""
     found: list[tuple[Group, list[Standing], Section]] = []
+    alone: list[str] = []
     for group in split(trials, _conditions, mix):
-        if len(group.methods()) > 1:
-            standings, columns = _standings(group, references, titles, mix)
-            if columns:
-                section = replace(_section(group, standings, columns), remarks=tuple(_shared(group, titles)))
-                found.append((group, standings, section))
+        if len(group.methods()) == 1:
+            name = titles.get(group.trials[0].run.cell.method, group.trials[0].run.cell.method)
+            alone.append(f"Not ranked: {group.heading}, where {name} is alone.")
+            continue
+        standings, columns = _standings(group, references, titles, mix)
+        if columns:
+            section = _section(group, standings, columns)
+            bold = [REMARK] if any(cell.best for row in section.rows for cell in row.cells) else []
+            section = replace(section, remarks=(*bold, *_shared(group, titles)))
+            found.append((group, standings, section))
     made = [section for _, _, section in found]
+    if made and alone:
+        made[-1] = replace(made[-1], remarks=(*made[-1].remarks, *alone))
     return tuple(made + ([_across(found)] if len(found) > 1 else []))
 
 
@@ -86,7 +94,8 @@ def _standings(
         if place is None:
             continue
         column = builder.column(place)
-        columns += [column, Column("rank", f"{column.plain or column.title} rank", numeric=False)]
+        name = column.plain or column.title
+        columns += [column, Column(f"rank by {name.partition(' (')[0]}", f"{name} rank", numeric=False)]
         by_label, ranked = {line.label: line for line in builder.lines}, places(builder.lines, place)
         for label, row in rows.items():
             row.cells += [builder.result(by_label[label], place), _rank(ranked.get(label))]

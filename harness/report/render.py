@@ -6,17 +6,21 @@ LaTeX goes through pandas, which needs jinja2 for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from harness.errors import unknown
+from harness.report.format import MISSING
 from harness.report.html import page
-from harness.report.layout import Section, Table, footnotes, shown
+from harness.report.layout import Cell, Section, Table, footnotes, shown
 
 if TYPE_CHECKING:
     import pandas
+
+
+LAST = ("best", "notes")  # of the columns of CSV
 
 
 def render(tables: Sequence[Table], format: str = "md") -> str:
@@ -50,21 +54,23 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def csv(tables: Sequence[Table]) -> str:
-    """All rows of all tables: bare numbers, seconds, bytes; intervals and notes in columns of their own."""
+    """All rows of all tables: bare numbers, seconds, bytes; intervals, the columns in which a row is marked as the
+    best, and notes in columns of their own."""
     import pandas
 
     rows = [row for table in tables for section in table.sections for row in _plain_rows(table, section)]
     if not rows:
         return "table,section,conditions,row,method\n"
     names = list(dict.fromkeys(name for row in rows for name in row))
-    last = [name for name in names if name == "notes"]
+    last = [name for name in LAST if name in names]
     frame = pandas.DataFrame(rows, columns=[n for n in names if n not in last] + last, dtype=str)
     return frame.to_csv(index=False, lineterminator="\n")
 
 
 def _plain_rows(table: Table, section: Section) -> list[dict[str, str]]:
     rows = []
-    intervals = {j for row in section.rows for j, cell in enumerate(row.cells) if cell.half is not None}
+    marked = any(cell.best for row in section.rows for cell in row.cells)
+    bounds = {j: list(_bounds(row.cells[j] for row in section.rows)) for j in range(len(section.columns))}
     for row in section.rows:
         plain = {
             "table": table.title,
@@ -76,11 +82,26 @@ def _plain_rows(table: Table, section: Section) -> list[dict[str, str]]:
         for j, (column, cell) in enumerate(zip(section.columns, row.cells, strict=True)):
             name = column.plain or column.title
             plain[name] = cell.plain or cell.text
-            if j in intervals:
-                plain[f"{name} ±"] = cell.half or "—"
+            plain |= {f"{name} {kind}": _BOUNDS[kind](cell) or MISSING for kind in bounds[j]}
             said += [*column.notes, *cell.notes]
+        best = [c.plain or c.title for c, cell in zip(section.columns, row.cells, strict=True) if cell.best]
+        plain |= {"best": "; ".join(best)} if marked else {}
         rows.append(plain | {"notes": "; ".join(dict.fromkeys(said))})
     return rows
+
+
+_BOUNDS: dict[str, Callable[[Cell], str | None]] = {
+    "±": lambda cell: cell.half,
+    "± of repeats": lambda cell: cell.repeats,
+    "low": lambda cell: cell.ends and cell.ends[0],
+    "high": lambda cell: cell.ends and cell.ends[1],
+}
+
+
+def _bounds(cells: Iterable[Cell]) -> Iterator[str]:
+    """Which columns the intervals of a column need."""
+    column = list(cells)
+    return (kind for kind, of in _BOUNDS.items() if any(of(cell) is not None for cell in column))
 
 
 def latex(tables: Sequence[Table]) -> str:

@@ -193,6 +193,10 @@ class Builder:
         for line in self.lines:
             if line.kind == "method" and floor and self.table != "cost":
                 line.rivals["pixels"] = floor
+        told = any(remark.startswith(FLOOR) for remark in self.remarks)
+        raced = self.table == "representation" and any(line.kind == "method" for line in self.lines)
+        if floor is None and raced and not told:
+            self.remarks.append("Raw pixels were not measured here: “beats” speaks of the untrained network alone.")
 
     # -- columns ---------------------------------------------------------------------------------------------
 
@@ -253,14 +257,16 @@ class Builder:
             said.append(f"over {len(numbers)} of {len(line.records)} seeds")
         plain, plain_half = fixed(mean, digits), None if half is None else fixed(half, digits)
         text = plain if plain_half is None else f"{plain} ± {plain_half}"
-        if len(numbers) == 1 and numbers[0].half is not None:
-            text = f"{plain} (± {fixed(numbers[0].half, digits)})"
+        repeats = fixed(numbers[0].half, digits) if len(numbers) == 1 and numbers[0].half is not None else None
+        if repeats is not None:
+            text = f"{plain} (± {repeats})"
         beaten = any(self._not_better(line, rival, place) for rival in line.rivals.values())
         first = self.best.get(place)
         leads = first is not None and first.line is line and not beaten
         said += [first.note(digits)] if leads else []
         seen = tuple(line.evals(place))
-        return Cell(text, plain, plain_half, tuple(dict.fromkeys(said)), flag=beaten, best=leads, records=seen)
+        said = dict.fromkeys(said)
+        return Cell(text, plain, plain_half, None, repeats, tuple(said), flag=beaten, best=leads, records=seen)
 
     def _not_better(self, line: Line, rival: Line, place: Place) -> bool | None:
         """Whether the line's mean is no better than the rival's; None when they cannot be compared."""

@@ -18,10 +18,11 @@ SEEDS = (
     "± is the half-width of the 95 % t-interval over seeds; in brackets, where there is one seed, over the eval's own "
     "repeats."
 )
+BY_RATIO = "Over seeds: the geometric mean, and in brackets the 95 % interval of its logarithm by t."
 ABSENT = "— was not measured."
+NO_BETTER = "“≤” marks a mean that is no better than that of the method's own untrained network, or of raw pixels."
 REPRESENTATION = (
-    "Frozen features on the test part; tap and settings are chosen on the select part. “≤” marks a method "
-    f"that is no better than its own untrained network or than raw pixels. {SEEDS} {ABSENT}"
+    f"Frozen features on the test part; tap and settings are chosen on the select part. {NO_BETTER} {SEEDS} {ABSENT}"
 )
 GENERATION = (
     "Samples drawn with the weights that gave the features, unless a note names a fine-tune; “real images” are real "
@@ -30,18 +31,13 @@ GENERATION = (
 FINETUNE = (
     "“Fine-tune”: the whole network trained on with labels, by one recipe for all methods, its rate chosen on the "
     "select part. “1 % labels” and the like: as many labels of train, with everything chosen within them; a probe "
-    "leaves the network frozen. “≤” marks a method that is no better than its own untrained network or than raw "
-    f"pixels. {SEEDS} {ABSENT}"
+    f"leaves the network frozen. {NO_BETTER} {SEEDS} {ABSENT}"
 )
 TRANSFER = (
     "The same network on other data sets, whose images are resized to its own size; everything is chosen on held-out "
-    "train images of those. “≤” marks a method that is no better than its own untrained network or than raw pixels. "
-    f"{SEEDS} {ABSENT}"
+    f"train images of those. {NO_BETTER} {SEEDS} {ABSENT}"
 )
-DENSE = (
-    "Frozen or fine-tuned feature maps, each number's note says which; “≤” marks a method that is no better than its "
-    f"own untrained network or than raw pixels. {SEEDS} {ABSENT}"
-)
+DENSE = f"Frozen or fine-tuned feature maps, each number's note says which. {NO_BETTER} {SEEDS} {ABSENT}"
 COST = f"What the network costs, on the machine that evaluated it. {SEEDS} {ABSENT}"
 RESULTS = {  # by the `table` of a Number
     "representation": ("Representation", REPRESENTATION),
@@ -61,7 +57,7 @@ OVERALL = (
 ALWAYS = ("representation", "generation")  # shown also where nothing was measured yet
 TO_TARGET = (
     "What a run had spent when its quick evals first reached a target, interpolated linearly between snapshots; inf: "
-    f"never within its budget. {SEEDS} {ABSENT}"
+    f"never within its budget. {BY_RATIO} {ABSENT}"
 )
 WALL_CLOCK_TITLE = "Wall-clock"
 WALL_CLOCK = (

@@ -132,7 +132,8 @@ def _lines(trials: list[Trial], group: Group, titles: Mapping[str, str]) -> list
 
 
 def priced(prices: Sequence[float], show: Callable[[float], str], untrained: int, seeds: int) -> Cell:
-    """Mean and interval over seeds; one seed that never gets there makes the mean infinite.
+    """The geometric mean over seeds with the t-interval of its logarithm, as a price is positive and errs by a ratio;
+    one seed that never gets there makes it infinite.
 
     `untrained` of the prices were paid before any training; of the `seeds` some may have no curve, and so no price.
     One that was paid before the curve begins (nan) is not known, and with it the mean.
@@ -142,8 +143,8 @@ def priced(prices: Sequence[float], show: Callable[[float], str], untrained: int
     before = sum(map(math.isnan, prices))
     if before:
         return Cell(notes=(f"reached before the first point of the curve by {before} of {len(prices)} seeds",))
-    mean, half = mean_interval(prices)
-    text = show(mean) + ("" if half is None else f" ± {show(half)}")
+    mean, ends = _middle(prices)
+    text = show(mean) + ("" if ends is None else f" ({show(ends[0])} to {show(ends[1])})")
     there, known = sum(map(math.isfinite, prices)), len(prices)
     counts = {
         f"over {known} of {seeds} seeds": known < seeds,
@@ -151,4 +152,12 @@ def priced(prices: Sequence[float], show: Callable[[float], str], untrained: int
         "reached by the untrained network" + f" of {untrained} of {known} seeds" * (known > 1): untrained > 0,
     }
     said = tuple(words for words, holds in counts.items() if holds)
-    return Cell(text, f"{mean:.10g}", None if half is None else f"{half:.10g}", said)
+    plain = None if ends is None else (f"{ends[0]:.10g}", f"{ends[1]:.10g}")
+    return Cell(text, f"{mean:.10g}", ends=plain, notes=said)
+
+
+def _middle(prices: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    if any(map(math.isinf, prices)) or min(prices) <= 0:  # nothing was paid where the first network was there
+        return mean_interval(prices)[0], None
+    mean, half = mean_interval([math.log(price) for price in prices])
+    return math.exp(mean), None if half is None else (math.exp(mean - half), math.exp(mean + half))

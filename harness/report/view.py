@@ -48,7 +48,7 @@ class View:
         columns = [column for table in kept for section in table.sections for column in section.columns]
         for name in [*self.columns, *([self.sort.removeprefix("-")] if self.sort else [])]:
             if not _meant(name, columns):
-                known = [column.plain or column.title for column in columns]
+                known = dict.fromkeys(column.plain or column.title for column in columns)
                 raise unknown("column", name, known, "the head of a column or its beginning, or an eval")
         return [replace(table, sections=tuple(self._section(section) for section in table.sections)) for table in kept]
 

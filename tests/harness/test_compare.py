@@ -113,13 +113,12 @@ def test_a_target_that_was_never_reached_is_infinite_and_not_dropped():
     assert fast["device s"] == "inf" and "reached by 1 of 3 seeds" in fast["notes"] and slow["device s"] == "inf"
 
 
-@pytest.mark.parametrize("source", ["snapshots", "ladder"])
-def test_a_target_that_an_untrained_network_reaches_is_said(source):
-    found = race(slow={0: (40, 48, 58, 68), 1: (41, 50, 60, 70), 2: (41, 47, 57, 66)}, source=source)
+def test_a_target_that_an_untrained_network_reaches_is_said():
+    found = race(slow={0: (40, 48, 58, 68), 1: (41, 50, 60, 70), 2: (41, 47, 57, 66)})
     made = build([found], {found.heading: (40.0, 41.0)}, chosen=False)
     notes = {(row["method"], row["linear top-1 %, target"]): row["notes"] for row in rows(made, "Price to target")}
     assert notes["fast", "≥ 40"] == "reached by the untrained network of 3 of 3 seeds"
-    assert notes["slow", "≥ 41"] == ("" if source == "ladder" else "reached by the untrained network of 2 of 3 seeds")
+    assert notes["slow", "≥ 41"] == "reached by the untrained network of 2 of 3 seeds"
 
 
 def test_the_profile_counts_ratios_to_the_best_and_its_area_is_the_score():

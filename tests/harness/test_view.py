@@ -64,13 +64,13 @@ def section(*columns: Column, rows: dict[str, tuple[str, ...]]) -> Table:
 
 
 def test_ranks_are_sorted_by_their_first_place_and_pace_by_the_fastest():
-    rank, pace = Column("rank", "linear rank", numeric=False), Column("img/s", better="higher")
+    rank, pace = Column("rank by linear", "linear rank", numeric=False), Column("img/s", better="higher")
     table = section(rank, pace, rows={"a": ("3", "9"), "b": ("1–2", "12"), "c": ("1–2", "300"), "d": ("4–10", "2e3")})
     for sort, order in (("linear rank", "bcad"), ("-rank", "dabc"), ("img/s", "dcba"), ("-img/s", "abcd")):
         (shown,) = view(sort=sort).of_tables([table])
         assert "".join(row.cells[0].text for row in shown.sections[0].rows) == order
     (shown,) = view(columns="rank").of_tables([table])
-    assert [column.title for column in shown.sections[0].columns] == ["method", "rank"]
+    assert [column.title for column in shown.sections[0].columns] == ["method", "rank by linear"]
 
 
 def test_an_evals_name_means_its_own_columns_before_heads_that_begin_like_it():
@@ -179,7 +179,7 @@ def test_a_comparable_number_has_a_row_of_its_own_that_is_no_rival(monkeypatch):
 )
 def test_one_that_is_not_is_refused_with_the_reason(monkeypatch, changes, why):
     table = next(t for t in beside(monkeypatch, entry(**changes)) if t.title == "Representation")
-    assert table.sections[0].remarks == (f"Not beside these: umd, Big, linear top-1 % 99 (paper): {why}.",)
+    assert table.sections[0].remarks[1:] == (f"Not beside these: umd, Big, linear top-1 % 99 (paper): {why}.",)
     assert all(row.kind != "published" for row in table.sections[0].rows)
 
 
