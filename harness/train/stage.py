@@ -76,6 +76,9 @@ class Stage:
             mixed_precision="bf16" if self.precision == "bf16" else "no",
             kwargs_handlers=self._parallel(),
         )
+        if self.ranks.world > 1:  # in the log of each process, for whoever looks why they do not act as one
+            said = filter(None, map(str.strip, str(self.accelerator.state).splitlines()))
+            print(f"accelerate: {'; '.join(said)}", flush=True)
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         if self.compiled:
             self.objective.compile(dynamic=True)

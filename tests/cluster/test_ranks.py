@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.launch.folders import Batches
+from harness.launch.truth import logs
 from tests.cluster.cluster import Cluster
 from tests.cluster.studies import SLURM, SMALL, Study, Toys, pretraining
 
@@ -40,4 +41,8 @@ def test_two_processes_on_two_nodes_train_what_one_does(slurm: Cluster, toys: To
     assert record.spend.device_s == pytest.approx(2 * record.spend.wall_s)
     assert losses(study) == pytest.approx(losses(toys.study("alone")), rel=1e-5)
     assert len(list(study.place.run(key).snapshots.iterdir())) == 2
+    said = [path.read_text() for path in logs(study.place, study.claims(task)[0]) if path.suffix == ".out"]
+    assert len(said) == 2
+    assert all(f"Num processes: 2; Process index: {rank}; Local process index: 0" in said[rank] for rank in (0, 1))
+    assert all("Backend: gloo" in text for text in said)
     assert Batches(study.place).read(study.claims(task)[0].batch).rendezvous == meeting
