@@ -15,6 +15,7 @@ from harness.records import RunRecord
 from harness.report import anytime
 from harness.report import format as fmt
 from harness.report.layout import Section, Table
+from harness.report.overall import FIRST
 from harness.report.results import ARROWS
 from harness.report.tables import OVERALL_TITLE, RESULTS, WALL_CLOCK_TITLE
 
@@ -130,11 +131,14 @@ class Panel:
 
 
 def panels(curve: Sequence[anytime.Point]) -> list[Panel]:
+    """A panel for each number of each eval, data set, size and budget; those that stand for their tables first."""
     found: dict[tuple[object, ...], list[anytime.Point]] = {}
     for point in curve:
         place = (point.dataset, point.size, point.budget, point.eval, point.protocol, point.title)
         found.setdefault(place, []).append(point)
-    return [_panel(points) for points in found.values()]
+    first = FIRST["representation"]  # evals, the first of which stands for the table in the overall one
+    order = sorted(found.values(), key=lambda points: first.index(points[0].eval) if points[0].eval in first else len(first))
+    return [_panel(points) for points in order]
 
 
 def _panel(points: Sequence[anytime.Point]) -> Panel:
