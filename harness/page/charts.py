@@ -137,7 +137,8 @@ def panels(curve: Sequence[anytime.Point]) -> list[Panel]:
         place = (point.dataset, point.size, point.budget, point.eval, point.protocol, point.title)
         found.setdefault(place, []).append(point)
     first = FIRST["representation"]  # evals, the first of which stands for the table in the overall one
-    order = sorted(found.values(), key=lambda points: first.index(points[0].eval) if points[0].eval in first else len(first))
+    rank = {name: place for place, name in enumerate(first)}
+    order = sorted(found.values(), key=lambda points: rank.get(points[0].eval, len(first)))
     return [_panel(points) for points in order]
 
 
