@@ -78,7 +78,9 @@ def _first_metric(trials: Sequence[Trial]) -> str:
 def _targets(race: Race, name: str, wanted: Sequence[Target]) -> tuple[float, ...]:
     """Those named, or where none is, some read off the curves."""
     if not wanted:
-        return tables.default_targets(race)
+        found = tables.default_targets(race)
+        race.remarks += [] if found or not race.lines else [tables.NO_TARGETS]
+        return found
     foreign = [target.name for target in wanted if target.name != name]
     if foreign:
         raise unknown("target", foreign[0], [name], "one metric a comparison: --metric, and targets of it")

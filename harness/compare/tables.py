@@ -19,7 +19,7 @@ from harness.report.targets import SIGNS, priced
 from harness.stats import mean_interval
 
 SHARES = (0.25, 0.5, 1.0)  # of the cost that every run reached
-CHOSEN = (0.5, 0.75, 1.0)  # default targets, of the way from the best untrained network to the weakest end
+CHOSEN = (0.5, 0.75, 1.0)  # default targets, of the way from the best untrained network to the weakest end, or so
 TAUS = (1.0, 1.1, 1.5, 2.0, MOST)
 OVER = f"± is the half-width of the 95 % t-interval over seeds. {ABSENT}"
 SOURCES = {
@@ -31,7 +31,7 @@ SOURCES = {
 NAMED = "The targets were named in advance."
 READ_OFF = (
     "The targets were chosen from these curves (50, 75 and 100 % of the way from the best untrained network to the "
-    "weakest end): for a claim, name them in advance (--target)."
+    "weakest end, or where that is no better to the middle one): for a claim, name them in advance (--target)."
 )
 PRICE = "What a run had spent when it first reached the target, interpolated linearly; inf: never."
 SPEEDUP = (
@@ -45,6 +45,10 @@ AREA = (
 EQUAL_COST = (
     "Quality at equal cost, interpolated linearly: at shares of the cost that every run reached; — before a curve "
     "begins."
+)
+NO_TARGETS = (
+    "No price to target, speed-up or profile: the middle method ends no better than the best untrained network. Name "
+    "targets with --target."
 )
 POINTS = "One point a curve: no area, and no quality at equal cost."
 BEST = "Bold (on a terminal *): told apart from the next at 95 % by its note's test."
@@ -78,12 +82,13 @@ def build(races: Sequence[Race], targets: Targets, chosen: bool) -> list[Table]:
 
 
 def default_targets(race: Race) -> tuple[float, ...]:
-    """Three qualities that every method reached in the mean and no untrained network has; none where there are none."""
+    """Three qualities that no untrained network has, and that every method reached in the mean, or where there are none
+    such the better half of them; none where the middle method is no better than the best untrained network."""
     pick, sign = (max, 1) if race.better == "higher" else (min, -1)
-    start, end = pick(race.untrained() or race.means(0)), -pick(-mean for mean in race.means(-1))
-    if sign * (end - start) <= 0:
-        return ()
-    return tuple(round(start + share * (end - start), race.digits + 1) for share in CHOSEN)
+    start = pick(race.untrained() or race.means(0))
+    ends = sorted(race.means(-1), key=lambda end: sign * end)
+    above = [end for end in (ends[0], ends[(len(ends) - 1) // 2]) if sign * (end - start) > 0]
+    return tuple(round(start + share * (above[0] - start), race.digits + 1) for share in CHOSEN) if above else ()
 
 
 def _each(
