@@ -40,7 +40,7 @@ SPEEDUP = (
 )
 AREA = (
     "Mean quality from the cost at which every curve has begun (nothing spent, where the untrained networks were "
-    "measured) to that which every run reached."
+    "measured and need no preparation) to that which every run reached."
 )
 EQUAL_COST = (
     "Quality at equal cost, interpolated linearly: at shares of the cost that every run reached; — before a curve "

@@ -11,6 +11,7 @@ from harness.records import EvalRecord, Number, RunRecord, Spend
 from harness.report.sections import Conditions, Trial, differences, of_eval
 
 NEVER = Spend(device_s=math.inf, wall_s=math.inf, flop=math.inf, img=math.inf)
+TRIFLE = 0.01  # of a curve's cost: a preparation that takes less is none
 BEFORE = Spend(device_s=math.nan, wall_s=math.nan, flop=math.nan, img=math.nan)
 
 
@@ -84,8 +85,10 @@ def between(before: Spend, after: Spend, way: float) -> Spend:
 
 
 def begins(points: Sequence[Point], of: Callable[[Spend], float]) -> float:
-    """The cost from which on the curve's quality is known: an untrained network has its own from the start."""
-    return 0.0 if points[0].untrained else of(points[0].at)
+    """The cost from which on the curve's quality is known: an untrained network has its own from the start, unless
+    what it rests on (a tokenizer that is trained first, say) had to be paid for."""
+    first = of(points[0].at)
+    return 0.0 if points[0].untrained and first <= TRIFLE * of(points[-1].at) else first
 
 
 def value_at(points: Sequence[Point], cost: float, of: Callable[[Spend], float]) -> float | None:

@@ -15,6 +15,7 @@ from harness.compare.ratios import Workload, profile, speedup
 from harness.compare.tables import build, default_targets
 from harness.errors import HarnessError
 from harness.records import RunRecord, Spend
+from harness.report.curves import Point, begins, value_at
 from harness.report.render import FORMATS, render
 from harness.report.sections import gather
 from tests.harness.made_study import COST, made_eval, made_run, write_study
@@ -81,6 +82,16 @@ def test_the_area_is_the_trapezoids_over_the_cost():
     assert fast.areas(AXES["gpu-h"], 0.0, 20.0)[0] == pytest.approx(until_20), "cut where the shorter run ends"
     from_15 = (15 * (60 + 70) / 2 + 30 * (70 + 74) / 2) / 45
     assert fast.areas(AXES["gpu-h"], 15.0, 60.0)[0] == pytest.approx(from_15), "from where the later curve begins"
+
+
+def test_an_untrained_network_has_its_quality_from_the_start_unless_its_preparation_was_dear():
+    def points(prepared_s: float) -> list[Point]:
+        return [Point(40.0, Spend(device_s=prepared_s), untrained=True), Point(60.0, Spend(device_s=60.0))]
+
+    of = AXES["gpu-h"].of
+    assert [begins(points(seconds), of) for seconds in (0.0, 0.001, 20.0)] == [0.0, 0.0, 20.0]
+    assert value_at(points(0.001), 0.0, of) == 40.0 and value_at(points(20.0), 10.0, of) is None
+    assert value_at(points(20.0), 40.0, of) == 50.0
 
 
 def test_speed_up_is_the_geometric_mean_with_the_interval_of_its_logarithm():
