@@ -190,3 +190,10 @@ class StudyRecord(Model):
 
 
 Record = Annotated[RunRecord | EvalRecord, Field(discriminator="kind")]
+
+
+def state_line(record: RunRecord) -> str:
+    """How a run ended: `finished at 99.98% of budget, loss 0.1234`."""
+    if record.state != "finished":
+        return f"{record.state}: {record.message}"
+    return f"finished at {record.spend.share:.2%} of budget, loss {record.final_loss:.4f}"

@@ -10,7 +10,9 @@ queue      what SLURM says
 preflight  whether the cluster can run what is asked for
 submit     what SLURM is told, through submitit
 slurm      SLURM as an executor, of the two
+here       what workers on this machine and this process share
 local      workers on this machine
+inline     this process as an executor
 living     work that is alive in another way than this command's
 standing   where each task stands, from the folder and the queue
 drive      the loop that brings a study to its end

@@ -36,17 +36,13 @@ def run_where(
 
         typer.echo(scripts(study, launch, out, data_dir))
         return 0
-    from harness.display import choose
-    from harness.driver import run_study
     from harness.launch import command
     from harness.report.finish import finish
     from harness.signals import Stopper
 
     refuse_idle(launch, given)
     with Stopper().installed() as stopper:
-        if launch.cluster == "inline":
-            return finish(*run_study(study, out, choose(), stopper, data_dir))
-        done = command.launch_study(study, out, command.Asked(launch, data_dir, detach))
+        done = command.launch_study(study, out, command.Asked(launch, data_dir, detach), stopper)
         return 0 if done is None else finish(*done)
 
 
@@ -63,8 +59,8 @@ def resume(
     from harness.signals import Stopper
     from harness.store import Study
 
-    with Stopper().installed():
-        done = command.resume(Study(study), detach)
+    with Stopper().installed() as stopper:
+        done = command.resume(Study(study), detach, stopper)
         raise typer.Exit(0 if done is None else finish(*done))
 
 

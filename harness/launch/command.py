@@ -7,15 +7,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import store
+from harness import machine, store
 from harness.answers import Answers
 from harness.config import plain
+from harness.display import choose
 from harness.errors import HarnessError, unknown
 from harness.files import write_atomic
 from harness.launch import local, options, preflight, queue
 from harness.launch.drive import Driver, Submits, over, settle, watch
 from harness.launch.folders import Attempts, Batch, Batches, Claim, End, now
 from harness.launch.freeze import freeze
+from harness.launch.inline import Inline, Shown
 from harness.launch.living import refuse_living
 from harness.launch.options import Launch
 from harness.launch.queue import Queue, Unreachable
@@ -28,7 +30,8 @@ from harness.lock import only_writer, refuse_trainer
 from harness.plan.remember import remember
 from harness.plugins import find
 from harness.records import StudyRecord
-from harness.resolve import Job, jobs
+from harness.resolve import Job, jobs, readable
+from harness.signals import Stopper
 from harness.study import Study, build
 
 NO_BATCH = "cancelled"  # of an attempt that nobody is to make
@@ -44,43 +47,55 @@ class Asked:
     detach: bool = False
 
 
-def launch_study(study: Study, out: Path, asked: Asked) -> tuple[store.Study, list[str]] | None:
-    """Bring the study to its end by jobs. The study's folder and a line for each failure; None where it was left.
+def launch_study(study: Study, out: Path, asked: Asked, stopper: Stopper) -> tuple[store.Study, list[str]] | None:
+    """Bring the study to its end. The study's folder and a line for each failure; None where it was left to its jobs.
 
-    Raises HarnessError before anything is submitted when the cluster cannot run it.
+    Raises KeyboardInterrupt when asked to stop where nothing goes on without this command, after saving; HarnessError
+    before anything is begun when the cluster cannot run it, or where work of it is alive in another way.
     """
     place = store.Study(out / study.folder_name())
-    if asked.launch.cluster == "local":
-        if asked.detach:
-            raise HarnessError(
-                "--detach with --cluster local: workers of this machine end with their command",
-                "--detach with --cluster slurm",
-                "leave out --detach",
-            )
-        with only_writer(place.path):
-            return _launched(study, place, asked)
-    refuse_trainer(place.path)
-    return _launched(study, place, asked)
-
-
-def _launched(study: Study, place: store.Study, asked: Asked) -> tuple[store.Study, list[str]] | None:
-    executor, gpus = _executor(place, asked.launch, study)
-    answers = Answers()
+    if asked.launch.cluster == "slurm":
+        refuse_trainer(place.path)
+        executor, gpus = _executor(place, asked.launch, stopper, study)
+        answers = Answers()
+        return _launched(study, place, asked, jobs(study, asked.data_dir, gpus), executor, answers)
+    if asked.detach:
+        raise HarnessError(
+            f"--detach with --cluster {asked.launch.cluster}: work on this machine ends with its command",
+            "--detach with --cluster slurm",
+            "leave out --detach",
+        )
+    executor, gpus = _executor(place, asked.launch, stopper, study)
+    answers = Answers()  # before the methods are imported
     todo = jobs(study, asked.data_dir, gpus)
-    if asked.launch.cluster == "local":
-        refuse_living(place, study, todo)
+    refuse_living(place, study, todo)  # before the study is held, too: to hold it would disturb the jobs' command
+    with only_writer(place.path):
+        return _launched(study, place, asked, todo, executor, answers)
+
+
+def _launched(
+    study: Study, place: store.Study, asked: Asked, todo: list[Job], executor: Submits, answers: Answers
+) -> tuple[store.Study, list[str]] | None:
+    for job in todo:  # before any work: the code that runs is that of now
+        machine.code(job.method_class)
     remember(study, todo, asked.data_dir, answers)
+    if asked.launch.cluster != "slurm":
+        refuse_living(place, study, todo)
     _write_asked(study, place, asked, todo)
     driver = _driver(study, place, asked.data_dir, todo, executor, asked.launch)
     driver.look.forgive()
     return _brought(driver, asked.detach)
 
 
-def _executor(place: store.Study, launch: Launch, study: Study | None = None) -> tuple[Submits, int]:
-    """The executor, and how many GPUs a job has."""
+def _executor(
+    place: store.Study, launch: Launch, stopper: Stopper, study: Study | None = None
+) -> tuple[Submits, int | None]:
+    """The executor, and how many GPUs a job has; None where that is what this process finds."""
+    if launch.cluster == "inline":
+        return Inline(place, holds=True, display=choose(), stopper=stopper), None
     if launch.cluster == "local":
         devices = local.devices(launch.gpus)
-        return local.Local(place, devices), sum(1 for device in devices if device)
+        return local.Local(place, holds=True, devices=devices), sum(1 for device in devices if device)
     queue.require()
     asking = Queue()
     fits = preflight.check(launch, asking.partitions(), study)
@@ -90,16 +105,16 @@ def _executor(place: store.Study, launch: Launch, study: Study | None = None) ->
 def _driver(
     study: Study, place: store.Study, data_dir: Path | None, todo: list[Job], executor: Submits, launch: Launch
 ) -> Driver:
+    truth = Truth(study, place, todo, data_dir)
+    if isinstance(executor, Inline):  # the code that is loaded already; what failed here once would fail again
+        return Driver(truth, replace(executor, truth=truth), code="", tries=1, say=lambda line: None)
     runs = [*todo, *(job.source for job in todo if job.source)]
     modules = [find("method", job.cell.method).module for job in runs] + [find("eval", n).module for n in study.evals]
     code = freeze(place.path / "code", modules)
-    truth = Truth(study, place, todo, data_dir)
     return Driver(truth, executor, str(code.resolve()), launch.tries, launch.rendezvous)
 
 
 def _write_asked(study: Study, place: store.Study, asked: Asked, todo: list[Job]) -> None:
-    from harness.driver import kept
-
     record = StudyRecord(request=study.asked(), keys=kept(place, todo) + [job.key for job in todo])
     write_atomic(place.path / "study.json", record.model_dump_json(indent=1) + "\n")
     data_dir = None if asked.data_dir is None else str(asked.data_dir.resolve())
@@ -107,9 +122,24 @@ def _write_asked(study: Study, place: store.Study, asked: Asked, todo: list[Job]
     write_atomic(place.path / LAUNCH, json.dumps(content, indent=1) + "\n")
 
 
+def kept(place: store.Study, todo: list[Job]) -> list[str]:
+    """Runs of earlier commands in this folder that stay in its tables: those whose cells are not asked for anew.
+
+    One that only has jobs yet counts as well; its cell is the readable part of its key.
+    """
+    if not (place.path / "study.json").exists():
+        return []
+    before, cells = place.asked().keys, [job.cell for job in todo]
+    begun, named = {run.key: run.cell for run in place.runs()}, {readable(job.key) for job in todo}
+    waiting = [
+        key for key in before if key not in begun and readable(key) not in named and place.run(key).jobs.is_dir()
+    ]
+    return sorted([key for key in before if key in begun and begun[key] not in cells] + waiting)
+
+
 def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | None:
     """The study at its end, or None where the user left it to its jobs."""
-    shown = Watched(driver)
+    shown = Shown(driver.executor) if isinstance(driver.executor, Inline) else Watched(driver)
     try:
         if detach:
             settle(driver)
@@ -118,15 +148,14 @@ def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | No
         with shown:
             standings = watch(driver, shown)
     except KeyboardInterrupt:
-        if isinstance(driver.executor, local.Local):
+        if not driver.executor.chains:
             raise
         print(left(driver))
         if not driver.whole:
             raise
         return None
     finally:
-        if isinstance(driver.executor, local.Local):
-            driver.executor.close()
+        driver.executor.close()
     return driver.place, driver.failures(standings)
 
 
@@ -134,7 +163,7 @@ def _brought(driver: Driver, detach: bool) -> tuple[store.Study, list[str]] | No
 
 
 def read_launch(place: store.Study) -> Asked | None:
-    """How the study was launched; None for one that ran in its own process."""
+    """How the study was launched; None where nothing says so."""
     try:
         content = json.loads((place.path / LAUNCH).read_text())
         launch, data_dir = content["launch"], content["data_dir"]
@@ -149,7 +178,7 @@ def read_launch(place: store.Study) -> Asked | None:
     return Asked(options.build(launch), None if data_dir is None else Path(data_dir))
 
 
-def resume(place: store.Study, detach: bool) -> tuple[store.Study, list[str]] | None:
+def resume(place: store.Study, detach: bool, stopper: Stopper) -> tuple[store.Study, list[str]] | None:
     """`run` again, as it was asked for the last time. A study that is complete lacks its tables alone: no cluster is
     asked for them."""
     asked = _launched_by(place)
@@ -162,9 +191,9 @@ def resume(place: store.Study, detach: bool) -> tuple[store.Study, list[str]] | 
     for number, study in enumerate(wanted):  # the last command's is the last again, and the one that is waited for
         if study not in wanted[:number]:
             leave = asked.launch.cluster == "slurm"
-            launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=leave))
+            launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=leave), stopper)
     study = driver.truth.study
-    return launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=detach))
+    return launch_study(replace(study, name=path.name), path.parent, replace(asked, detach=detach), stopper)
 
 
 def _launched_by(place: store.Study) -> Asked:
@@ -172,8 +201,8 @@ def _launched_by(place: store.Study) -> Asked:
     asked = read_launch(place)
     if asked is None:
         raise HarnessError(
-            f"the study {place.path} has no jobs: it ran in the process of its own command",
-            "a study of --cluster slurm or local",
+            f"nothing in {place.path} says how it was run",
+            "a study that `run` has begun",
             "repeat the `run` command that made it; status shows how far it is",
         )
     return asked
@@ -186,10 +215,12 @@ def looking(place: store.Study) -> Driver:
     return Driver(Truth.of_folder(place, asked.data_dir, gpus), executor, "", asked.launch.tries)
 
 
-def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int]:
+def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int | None]:
     """An executor that is only asked: no partition is looked at."""
+    if launch.cluster == "inline":
+        return Inline(place), None
     if launch.cluster == "local":
-        return local.Local(place, []), 1
+        return local.Local(place), 1
     return Slurm(place, launch, 1, None), 1
 
 
@@ -198,6 +229,12 @@ def cancel(place: store.Study, cells: Collection[str]) -> list[str]:
 
     Raises Unreachable when the cluster cannot be asked; what was in the folder is written down all the same.
     """
+    if _launched_by(place).launch.cluster == "inline":
+        raise HarnessError(
+            f"the study {place.path} runs in the process of its own command",
+            "a study of --cluster slurm or local",
+            "Ctrl-C in its terminal saves and ends it; `harness resume` goes on from there",
+        )
     driver = looking(place)
     meant = _meant(driver.tasks, cells)
     try:
@@ -285,7 +322,7 @@ def close(place: store.Study, batch: Batch) -> None:
         print(f"the study goes on in another way now: --cluster {launch.cluster}")
         return
     if not over(standings):  # what goes on needs a partition that takes it; tables do not
-        driver = replace(driver, executor=_executor(place, launch, study)[0])
+        driver = replace(driver, executor=_executor(place, launch, Stopper(), study)[0])
         standings = settle(driver)
     print(told_state(standings), flush=True)
     if over(standings):

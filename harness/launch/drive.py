@@ -31,12 +31,14 @@ from harness.shared import adopt
 class Submits(Executor, Protocol):
     """An executor that work is given to."""
 
-    chains: bool  # whether a batch can be told to come after another
+    chains: bool  # whether a batch can be told to come after another, and goes on without its command
 
     def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: Any = None) -> Submitted: ...
     def after(self, stage: str, batches: Sequence[str], matching: bool) -> Any: ...
     def most(self) -> int: ...
+    def wait(self, seconds: float) -> None: ...  # until it is worth a look; the work of this process is done here
     def cancel(self, claims: Iterable[Claim]) -> list[str]: ...
+    def close(self) -> None: ...  # the command ends, and with it what cannot go on without it
 
 
 @dataclass
@@ -262,11 +264,21 @@ class Driver:
                 source = self.truth.record(job.source.key)
                 if source is not None:
                     adopt(job, self.place, source)
-        bad = [s for s in standings.values() if s.state in ("failed", "cancelled")]
-        return [self._line(standing) for standing in bad]
+        bad: dict[tuple[str, ...], list[Standing]] = {}  # the evaluations of one run in one line
+        for standing in standings.values():
+            if standing.state in ("failed", "cancelled"):
+                bad.setdefault((standing.task.stage, standing.task.key, standing.state), []).append(standing)
+        return [self._line(first, len(more)) for first, *more in bad.values()] + self._diverged()
 
-    def _line(self, standing: Standing) -> str:
-        said = f"{standing.task.stage} {standing.task.label}: {standing.why or standing.state}"
+    def _diverged(self) -> list[str]:
+        records = [self.truth.record(job.key) for job in self.truth.todo]
+        return [f"{r.cell.label}: diverged: {r.message}" for r in records if r is not None and r.state == "diverged"]
+
+    def _line(self, standing: Standing, more: int) -> str:
+        task = standing.task
+        what = task.label if task.stage == "references" else f"{task.stage} {task.label}"
+        many = f" and {more} more of its snapshots" if more else ""
+        said = f"{what}{many}: {standing.why or standing.state}"
         if standing.state == "failed":
             said += f"\nsee python -m harness logs {self.place.path} {standing.task.key}"
         return _indented(said)
@@ -309,11 +321,11 @@ def over(standings: dict[str, Standing]) -> bool:
     return all(s.state in OVER for s in standings.values())
 
 
-def settle(driver: Driver, sleep: Callable[[float], None] = time.sleep, every_s: float = 3.0) -> dict[str, Standing]:
+def settle(driver: Driver, every_s: float = 3.0) -> dict[str, Standing]:
     """One round, and more while it is not certain of some job whether it is lost: nobody comes to look later."""
     standings, waited_s = driver.round(), 0.0
     while any(s.why == UNSEEN for s in standings.values()) and waited_s < 2 * SUBMITTING_S:
-        sleep(every_s)
+        driver.executor.wait(every_s)
         waited_s += every_s
         standings = driver.round()
     return standings
@@ -327,4 +339,5 @@ def watch(driver: Driver, show: Callable[[dict[str, Standing]], None], every_s: 
         show(standings)
         if over(standings):
             return standings
-        time.sleep(max(every_s, time.monotonic() - begun))  # a large study on a slow disk: half the time at most
+        # A large study on a slow disk: half the time at most.
+        driver.executor.wait(max(every_s, time.monotonic() - begun))

@@ -4,73 +4,52 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import gpus, store
+from harness import gpus
 from harness.errors import HarnessError
-from harness.launch.folders import Attempts, Batch, Batches, Claim, Submitted
-from harness.launch.standing import Seen, submitter_lives
-from harness.launch.tasks import parse
-
-Key = tuple[str, int]  # a batch and an element of it
+from harness.launch.folders import Batch, Batches, Claim, Submitted
+from harness.launch.here import Here, Key
+from harness.launch.standing import Seen
 
 
 @dataclass
-class Local:
+class Local(Here):
     """Holds what was submitted until a device is free. Its workers end with it."""
 
-    place: store.Study
-    devices: list[str]  # CUDA_VISIBLE_DEVICES of each worker; one empty word where there is no GPU
-    name: str = "local"
-    chains: bool = False
-    _waiting: dict[Key, int] = field(default_factory=dict)  # the attempt, first come first
+    name: str = field(default="local", kw_only=True)
+    devices: list[str] = field(default_factory=list)  # each worker's CUDA_VISIBLE_DEVICES; one empty word for a CPU
     _running: dict[Key, tuple[subprocess.Popen[bytes], str]] = field(default_factory=dict)
     _ended: dict[Key, int] = field(default_factory=dict)
 
     def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: Any = None) -> Submitted:
         """Take the batch; its tasks start as devices become free."""
-        submitted = Submitted(job=f"{socket.gethostname()}-{os.getpid()}", array=True)
-        Batches(self.place).write_submitted(batch.name, submitted)
-        self._waiting |= {(batch.name, index): attempt for index, attempt in enumerate(attempts)}
+        submitted = super().submit(batch, attempts, stage, after)
         self._start()
         return submitted
 
     def look(self, batches: Iterable[str]) -> Callable[[Claim], Seen | None]:
         self._reap()
         self._start()
-        return self._seen
+        return super().look(batches)
 
     def _seen(self, claim: Claim) -> Seen | None:
         key = claim.batch, claim.index
         if key in self._running:
             return Seen(True, running=True, word="running", where=self._running[key][1])
-        if key in self._waiting:
-            return Seen(True, word="waiting for a device")
         if key in self._ended:
             status = self._ended[key]
             how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             return Seen(False, word=f"the worker ended: {how}", kind="killed")
-        batch = Batches(self.place).read(claim.batch)
-        alive = submitter_lives(batch)
-        if alive is None:
-            return None
-        if not alive:
-            return Seen(False, word="the command that ran it is gone", kind="signal")
-        lease = Attempts(self.place, parse(batch.tasks[claim.index])).lease()  # of another command's worker
-        if lease is not None and lease.attempt == claim.attempt:
-            return Seen(True, running=True, word="running")
-        return Seen(True, word="waiting for a device")
+        return super()._seen(claim)
 
-    def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
-        return None
-
-    def most(self) -> int:
-        return 10**6
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -86,8 +65,7 @@ class Local:
     def _worker(self, key: Key, attempt: int, device: str) -> subprocess.Popen[bytes]:
         batch, index = key
         stored = Batches(self.place).read(batch)
-        folder = Batches(self.place).path(batch) / f"{Batches(self.place).submitted(batch).job}_{index}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder(key)
         path = os.pathsep.join(filter(None, [stored.code, os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
         if device:
@@ -108,8 +86,7 @@ class Local:
 
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
         """Ask workers to save themselves and end; those that wait never start."""
-        keys = {(claim.batch, claim.index) for claim in claims}
-        self._waiting = {key: attempt for key, attempt in self._waiting.items() if key not in keys}
+        keys = self.drop(claims)
         for key, (process, _) in self._running.items():
             if key in keys:
                 process.terminate()

@@ -148,10 +148,16 @@ class Slurm:
             return submit.After("afterany", tuple(s.job for s in found))
         return submit.After("aftercorr" if found[0].array else "afterok", (found[0].job,))
 
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def most(self) -> int:
         """Jobs of one batch."""
         self._most = self._most or self.queue.largest_array()
         return self._most
+
+    def close(self) -> None:
+        """Nothing: the jobs go on."""
 
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
         """End the jobs of the claims that are alive; their ids. An id may be another job's by now: its name says so."""

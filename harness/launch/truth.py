@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness import store
 from harness.lacking import evaluated, references_evaluated
 from harness.launch.folders import Batches, Claim, read
-from harness.launch.tasks import Task
+from harness.launch.tasks import Task, graph
 from harness.records import ENDED, RunRecord
 from harness.study import Study, build
 
@@ -62,6 +62,10 @@ class Truth:
     def job(self, key: str) -> Job | Planned:
         runs = [job for job in [*self.todo, *(job.source for job in self.todo if job.source)] if job.key == key]
         return runs[0]
+
+    def task(self, name: str) -> Task:
+        """The task of that name. Raises KeyError where it is none of the study's."""
+        return {task.name: task for task in graph(self.study, self.todo)}[name]
 
     def complete(self, task: Task) -> bool:
         """Whether the store has everything that the task is to make."""

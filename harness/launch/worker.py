@@ -12,21 +12,21 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from harness import store
-from harness.display import Plain
-from harness.distributed import Ranks, joined, ranks
+from harness.display import Display, Plain
+from harness.distributed import ALONE, Ranks, joined, ranks
 from harness.errors import HarnessError, told
 from harness.evaluate_run import evaluate_references, evaluate_run
 from harness.launch.folders import Attempts, Batch, Batches, End, Guard, Superseded, now
 from harness.launch.job import Work
 from harness.launch.queue import Unreachable
-from harness.launch.tasks import Task, graph, parse
+from harness.launch.tasks import Task, parse
 from harness.launch.truth import Truth, progress
 from harness.pretrain_run import pretrain_run
 from harness.records import ENDED, RunRecord
 from harness.resolve import Job, jobs
 from harness.shared import adopt
 from harness.signals import Stopper
-from harness.study import Study, build
+from harness.study import build
 from harness.train.pretraining import Interrupted
 
 AWAY_S = 60  # between the turns of a closing job that nobody answers
@@ -126,26 +126,41 @@ def fruitless(item: Work) -> bool:
     return True
 
 
-def _task(batch: Batch, name: str, study: Study, todo: list[Job]) -> Task:
-    tasks = {task.name: task for task in graph(study, todo)}
-    if name not in tasks:
+def _task(batch: Batch, name: str, truth: Truth) -> Task:
+    try:
+        return truth.task(name)
+    except KeyError:
         raise HarnessError(
             f"the task {name!r} of the batch {batch.name} is not one of its study here",
             "the code, the settings and the data that were there at submission",
             "repeat the command that was submitted",
-        )
-    return tasks[name]
+        ) from None
 
 
 def _do(batch: Batch, name: str, place: store.Study, stopper: Stopper, group: Ranks, attempt: int) -> None:
     """The work itself, by all processes of the job; returns when the store has all of it, or raises."""
     study = build(batch.request)
     data_dir = None if batch.data_dir is None else Path(batch.data_dir)
-    todo = jobs(study, data_dir)
-    task, truth = _task(batch, name, study, todo), Truth(study, place, todo, data_dir)
-    guard, complete = _begun(task, truth, group, attempt, batch.at)
+    truth = Truth(study, place, jobs(study, data_dir), data_dir)
+    perform(_task(batch, name, truth), truth, attempt, stopper, Plain(), group, batch.at)
+
+
+def perform(
+    task: Task,
+    truth: Truth,
+    attempt: int,
+    stopper: Stopper,
+    display: Display,
+    group: Ranks = ALONE,
+    submitted_at: str = "",
+) -> None:
+    """Bring the task to its end, from wherever it stands; `submitted_at` where it waited in a queue since then.
+
+    Raises Superseded where a later attempt has begun, NotYet, Interrupted, KeyboardInterrupt, or what it failed of.
+    """
+    guard, complete = _begun(task, truth, group, attempt, submitted_at)
     if not complete:
-        _made(task, truth, stopper, group, guard)
+        _made(task, truth, stopper, display, group, guard)
     guard()
 
 
@@ -165,8 +180,8 @@ def _begun(task: Task, truth: Truth, group: Ranks, attempt: int, submitted_at: s
     return guard, said == "complete"
 
 
-def _made(task: Task, truth: Truth, stopper: Stopper, group: Ranks, guard: Guard) -> None:
-    place, display = truth.place, Plain()
+def _made(task: Task, truth: Truth, stopper: Stopper, display: Display, group: Ranks, guard: Guard) -> None:
+    place = truth.place
     if task.stage != "pretrain":  # which asks by itself, for all its processes
         _go_on(stopper)
     if task.stage == "references":

@@ -48,7 +48,7 @@ def evaluate(
     Example: python -m harness eval --checkpoint mae_pretrain_vit_base.pth --format mae --dataset cifar10
     """
     from harness.display import choose
-    from harness.driver import evaluate_study
+    from harness.evaluate_study import evaluate_study
     from harness.report.finish import finish
     from harness.signals import Stopper
 

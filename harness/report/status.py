@@ -181,7 +181,8 @@ class _Looked:
         from harness.launch import command
         from harness.launch.show import by_run, told_state
 
-        if command.read_launch(self.study) is None:
+        asked = command.read_launch(self.study)
+        if asked is None or asked.launch.cluster == "inline":  # then the records say it all
             return [grid(rows(self.study))]
         found = rows(self.study)
         try:

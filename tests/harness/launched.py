@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,12 @@ class Fake:
 
     def most(self) -> int:
         return self.largest
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        return
 
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
         self.cancelled += claims

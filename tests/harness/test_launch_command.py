@@ -35,7 +35,7 @@ def fake(tmp_path, monkeypatch) -> Fake:
 @pytest.fixture
 def place(fake, tmp_path) -> store.Study:
     """A study that was submitted and left."""
-    assert command.launch_study(STUDY, tmp_path, SLURM) is None
+    assert command.launch_study(STUDY, tmp_path, SLURM, Stopper()) is None
     return fake.place
 
 
@@ -56,7 +56,7 @@ def test_resume_submits_what_was_lost_from_inside_the_folder_too(place, fake, mo
     batch = fake.submitted[0][0]
     fake.seen[batch.name, 0] = Seen(False, word="NODE_FAIL", kind="node")
     monkeypatch.chdir(place.path)
-    assert command.resume(store.Study(place.path.__class__(".")), detach=True) is None
+    assert command.resume(store.Study(place.path.__class__(".")), detach=True, stopper=Stopper()) is None
     assert [stage for _, _, stage, _ in fake.submitted[5:]] == ["pretrain", "tables"]
     assert sorted(path.name for path in place.path.parent.iterdir()) == ["s"], "and makes no study of another name"
 
@@ -66,9 +66,9 @@ def test_a_second_run_in_the_folder_drops_no_queued_run_of_the_first(fake, tmp_p
         return build({"methods": methods, "budget": "6step", "evals": "knn", "name": "s", "train": {"snapshots": []}})
 
     place = fake.place
-    command.launch_study(asked_for("mae,ddae"), tmp_path, SLURM)
+    command.launch_study(asked_for("mae,ddae"), tmp_path, SLURM, Stopper())
     first, many = set(place.asked().keys), len(fake.submitted)
-    command.launch_study(asked_for("ddae,dit"), tmp_path, SLURM)
+    command.launch_study(asked_for("ddae,dit"), tmp_path, SLURM, Stopper())
     stages = [stage for _, _, stage, _ in fake.submitted[many:]]
     assert stages == ["pretrain", "evaluate", "evaluate", "tables"], "dit alone, and who goes on after it"
     assert first < set(place.asked().keys) and len(place.asked().keys) == 3
@@ -82,7 +82,7 @@ def test_a_second_run_in_the_folder_drops_no_queued_run_of_the_first(fake, tmp_p
     for claim in fake.cancelled:
         fake.seen[claim.batch, claim.index] = Seen(False, kind="cancelled")
     many = len(fake.submitted)
-    command.resume(place, detach=True)
+    command.resume(place, detach=True, stopper=Stopper())
     again = [task for batch, *_ in fake.submitted[many:] for task in batch.tasks]
     assert [task for task in again if task.startswith("pretrain")] == [
         f"pretrain {key}" for key in first if "mae" in key
@@ -107,7 +107,7 @@ def test_cancel_ends_everything_and_nothing_is_submitted_until_resume(place, fak
     command.close(place, fake.submitted[-1][0])
     assert len(fake.submitted) == 5, "also not by the job that closes the round"
     assert set(states(place).values()) == {"cancelled"}
-    command.resume(place, detach=True)
+    command.resume(place, detach=True, stopper=Stopper())
     assert set(states(place).values()) == {"queued"}
 
 
@@ -144,7 +144,7 @@ def test_the_closing_job_makes_the_tables_when_nothing_is_left(place, fake, monk
 
 def test_workers_of_this_machine_cannot_be_left(tmp_path):
     with pytest.raises(HarnessError, match="--detach with --cluster local"):
-        command.launch_study(STUDY, tmp_path, Asked(Launch(cluster="local"), detach=True))
+        command.launch_study(STUDY, tmp_path, Asked(Launch(cluster="local"), detach=True), Stopper())
     assert not list(tmp_path.iterdir())
 
 
@@ -160,7 +160,7 @@ def test_a_study_without_jobs_is_told_apart(tmp_path, harness):
     (tmp_path / "study.json").write_text('{"request": {}, "keys": []}')
     for words in (["resume"], ["cancel"], ["logs"]):
         status, _, said = harness(*words, tmp_path, *(["mae"] if words == ["logs"] else []))
-        assert status == 2 and ("has no jobs" in said or "no methods" in said), words
+        assert status == 2 and ("says how it was run" in said or "no methods" in said), words
 
 
 def test_status_where_the_queue_cannot_be_asked_shows_the_folder_and_says_so(place, harness, monkeypatch):
@@ -204,7 +204,7 @@ def test_a_user_who_leaves_later_is_told_that_jobs_go_on(place, fake, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.launch.drive.time.sleep", once)
-    assert command.resume(place, detach=False) is None
+    assert command.resume(place, detach=False, stopper=Stopper()) is None
     assert "left: the jobs go on without this command" in capsys.readouterr().out
 
 

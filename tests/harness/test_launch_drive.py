@@ -264,7 +264,8 @@ def test_the_last_look_goes_on_while_it_is_uncertain_whether_a_job_is_lost(world
     w, now = world("mae"), [0.0]
     w.driver.look.clock = lambda: now[0]
     attempt(w.place, w.task("pre mae"), 1)
-    settle(w.driver, sleep=lambda s: now.__setitem__(0, now[0] + s))
+    w.fake.wait = lambda s: now.__setitem__(0, now[0] + s)
+    settle(w.driver)
     assert TWICE_S <= now[0] <= 2 * TWICE_S
     assert ("pretrain", ["pre mae"], None) in w.batches()
 

@@ -16,6 +16,7 @@ from harness.launch.standing import Seen
 from harness.launch.tasks import graph
 from harness.lock import only_writer, refuse_trainer
 from harness.resolve import jobs
+from harness.signals import Stopper
 from harness.study import build
 from tests.harness.launched import Fake, attempt, batch, ended_process, programs
 
@@ -50,7 +51,7 @@ def test_a_living_job_is_refused_by_who_would_train_here(place, task, tmp_path, 
     cluster(tmp_path, monkeypatch, IN_SLURM)
     words = ["--methods", "mae", "--budget", "4step", "--evals", "knn", "train.snapshots=[]", "--name", "s"]
     with monkeypatch.context() as held:  # to hold the study would disturb the command of its jobs
-        held.setattr("harness.driver.only_writer", lambda *_: pytest.fail("the study is held"))
+        held.setattr("harness.launch.command.only_writer", lambda *_: pytest.fail("the study is held"))
         assert harness("run", *words, "--out", tmp_path, "--cluster", "inline")[0] == 2
     for where in ("inline", "local"):
         status, _, said = harness("run", *words, "--out", tmp_path, "--cluster", where)
@@ -96,10 +97,10 @@ def test_no_job_is_submitted_beside_a_process_that_trains(place, tmp_path, monke
     monkeypatch.setattr(command, "_executor", lambda *_: (fake, 0))
     asked = command.Asked(Launch(cluster="slurm"), detach=True)
     with only_writer(place.path), pytest.raises(HarnessError, match=rf"\(run on .*, process {os.getpid()}\)"):
-        command.launch_study(STUDY, tmp_path, asked)
+        command.launch_study(STUDY, tmp_path, asked, Stopper())
     assert not fake.submitted
     with only_writer(place.path, "eval"):
-        command.launch_study(STUDY, tmp_path, asked)
+        command.launch_study(STUDY, tmp_path, asked, Stopper())
     assert fake.submitted
 
 
@@ -107,7 +108,7 @@ def test_nor_beside_one_that_came_while_a_command_waits(place, tmp_path, monkeyp
     fake = Fake(place)
     monkeypatch.setattr(command, "_executor", lambda *_: (fake, 0))
     monkeypatch.setattr(command, "_looker", lambda *_: (fake, 0))
-    command.launch_study(STUDY, tmp_path, command.Asked(Launch(cluster="slurm"), detach=True))
+    command.launch_study(STUDY, tmp_path, command.Asked(Launch(cluster="slurm"), detach=True), Stopper())
     driver, many = command.looking(place), len(fake.submitted)
     fake.seen = {key: Seen(False, word="NODE_FAIL", kind="node") for key in fake.seen}
     with only_writer(place.path), pytest.raises(HarnessError, match="is working on the study"):

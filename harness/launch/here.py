@@ -1,0 +1,72 @@
+"""What this command holds until its turn comes: the part of an executor that local workers and this process share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.launch.folders import Attempts, Batch, Batches, Claim, Submitted
+from harness.launch.standing import Seen, submitter_lives
+from harness.launch.tasks import parse
+
+Key = tuple[str, int]  # a batch and an element of it
+
+
+@dataclass
+class Here:
+    """Work on this machine. It ends with the command, so nothing is told to come after anything: it is asked again."""
+
+    place: store.Study
+    _: KW_ONLY
+    holds: bool = False  # whether this command has the study's lock: then what another one had begun is over
+    name: str = "here"
+    chains: bool = False
+    _waiting: dict[Key, int] = field(default_factory=dict)  # the attempt, first come first
+
+    def submit(self, batch: Batch, attempts: Sequence[int], stage: str, after: Any = None) -> Submitted:
+        """Take the batch."""
+        submitted = Submitted(job=f"{socket.gethostname()}-{os.getpid()}", array=True)
+        Batches(self.place).write_submitted(batch.name, submitted)
+        self._waiting |= {(batch.name, index): attempt for index, attempt in enumerate(attempts)}
+        return submitted
+
+    def look(self, batches: Iterable[str]) -> Callable[[Claim], Seen | None]:
+        return self._seen
+
+    def _seen(self, claim: Claim) -> Seen | None:
+        if (claim.batch, claim.index) in self._waiting:
+            return Seen(True, word="waiting for a device")
+        batch = Batches(self.place).read(claim.batch)
+        alive = False if self.holds else submitter_lives(batch)
+        if alive is None:
+            return None
+        if not alive:
+            return Seen(False, word="the command that ran it is gone", kind="signal")
+        lease = Attempts(self.place, parse(batch.tasks[claim.index])).lease()  # of another command's worker
+        if lease is not None and lease.attempt == claim.attempt:
+            return Seen(True, running=True, word="running")
+        return Seen(True, word="waiting for a device")
+
+    def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
+        return None
+
+    def most(self) -> int:
+        return 10**6
+
+    def drop(self, claims: Iterable[Claim]) -> set[Key]:
+        """What waits and is of the claims never starts. The claims' keys."""
+        keys = {(claim.batch, claim.index) for claim in claims}
+        self._waiting = {key: attempt for key, attempt in self._waiting.items() if key not in keys}
+        return keys
+
+    def folder(self, key: Key) -> Path:
+        """Where the element's logs go, made where it is missing."""
+        batch, index = key
+        path = Batches(self.place).path(batch) / f"{Batches(self.place).submitted(batch).job}_{index}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
