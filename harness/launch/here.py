@@ -23,7 +23,9 @@ class Here:
 
     place: store.Study
     _: KW_ONLY
-    holds: bool = False  # whether this command has the study's lock: then what another one had begun is over
+    # Whether this command has the study's lock: then what another computer had begun is over. One on this computer is
+    # looked for all the same: the file system may have no locks.
+    holds: bool = False
     name: str = "here"
     chains: bool = False
     _waiting: dict[Key, int] = field(default_factory=dict)  # the attempt, first come first
@@ -42,7 +44,10 @@ class Here:
         if (claim.batch, claim.index) in self._waiting:
             return Seen(True, word="waiting for a device")
         batch = Batches(self.place).read(claim.batch)
-        alive = False if self.holds else submitter_lives(batch)
+        alive = submitter_lives(batch)
+        own = batch is not None and (batch.host, batch.pid) == (socket.gethostname(), os.getpid())
+        if self.holds and (alive is None or own):
+            alive = False
         if alive is None:
             return None
         if not alive:

@@ -13,10 +13,12 @@ from harness.files import write_atomic
 from harness.launch.folders import Attempts, Batches, Claim, End, now
 from harness.launch.here import Here, Key
 from harness.launch.standing import OVER, Standing
-from harness.launch.tasks import Task
+from harness.launch.tasks import Stage, parse
 from harness.launch.truth import Truth
 from harness.records import ENDED, state_line
 from harness.signals import Stopper
+
+TURNS: tuple[Stage, ...] = ("evaluate", "pretrain", "references")  # what goes first of all that could
 
 
 @dataclass
@@ -34,19 +36,19 @@ class Inline(Here):
         would fare better on a full disk."""
         if not self._waiting:
             return
-        key = min(self._waiting, key=lambda key: _turn(self._task(key)))
+        key = min(self._waiting, key=lambda key: TURNS.index(parse(self._named(key)).stage))
         self._do(key, self._waiting.pop(key))
 
-    def _task(self, key: Key) -> Task:
+    def _named(self, key: Key) -> str:
         batch, index = key
-        return self.truth.task(Batches(self.place).read(batch).tasks[index])
+        return Batches(self.place).read(batch).tasks[index]
 
     def _do(self, key: Key, attempt: int) -> None:
         """What the task fails of is told, and kept with its traceback where a job's log is."""
         from harness.launch.worker import perform
         from harness.train.pretraining import Interrupted
 
-        task = self._task(key)
+        task = self.truth.task(self._named(key))
         attempts = Attempts(self.place, task)
         try:
             perform(task, self.truth, attempt, self.stopper, self.display)
@@ -71,10 +73,6 @@ class Inline(Here):
 
     def close(self) -> None:
         self._waiting.clear()
-
-
-def _turn(task: Task) -> int:
-    return ("evaluate", "pretrain", "references").index(task.stage)
 
 
 class Shown:

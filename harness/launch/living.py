@@ -11,19 +11,21 @@ from harness.launch.folders import Attempts, Batches, Claim
 from harness.launch.options import Launch
 from harness.launch.slurm import Slurm
 from harness.launch.standing import submitter_lives
-from harness.launch.tasks import Task, graph
+from harness.launch.tasks import Task, graph, parse
 from harness.resolve import Job
 from harness.study import Study
 
 
 def refuse_living(place: store.Study, study: Study, todo: Collection[Job]) -> None:
-    """Raise HarnessError where SLURM has living jobs of these runs, or where nobody can say that it has none.
+    """Raise HarnessError where SLURM has living jobs of the study, or where nobody can say that it has none.
 
-    For work on this machine. Two processes that train one run would each write over what the other wrote.
+    For work on this machine. Two processes that train one run would each write over what the other wrote; and of other
+    runs that an earlier command asked for, the last job would leave the rest to a command that knows nothing of them.
     """
     if not (place.path / "jobs").is_dir():
         return
-    open_ones = [(task, claim) for task in graph(study, todo) if (claim := _in_slurm(place, task)) is not None]
+    tasks = {task.name: task for task in [*_submitted(place), *graph(study, todo)]}
+    open_ones = [(task, claim) for task in tasks.values() if (claim := _in_slurm(place, task)) is not None]
     if not open_ones:
         return
     if not queue.here():
@@ -39,6 +41,13 @@ def refuse_living(place: store.Study, study: Study, todo: Collection[Job]) -> No
     coming = [task for task, claim, job in jobs if job is None and _is_being_submitted(place, task, claim)]
     if coming:
         raise _refusal(place, coming, "are being submitted by another command")
+
+
+def _submitted(place: store.Study) -> list[Task]:
+    """Every task that was ever submitted to SLURM, whatever command asked for it."""
+    batches = [Batches(place).read(name) for name in Batches(place).all()]
+    names = {name for batch in batches if batch is not None and batch.executor == Slurm.name for name in batch.tasks}
+    return [parse(name) for name in sorted(names - {"tables"})]
 
 
 def _in_slurm(place: store.Study, task: Task) -> Claim | None:
@@ -59,7 +68,7 @@ def _is_being_submitted(place: store.Study, task: Task, claim: Claim) -> bool:
 
 
 def _refusal(place: store.Study, tasks: list[Task], what: str) -> HarnessError:
-    first = tasks[0].label or tasks[0].name
+    first = tasks[0].label or tasks[0].key
     return HarnessError(
         f"{len(tasks)} tasks of the study {place.path} {what}: {tasks[0].stage} {first}{' ...' if tasks[1:] else ''}",
         "a study that is run in one way at a time",

@@ -60,6 +60,14 @@ def test_a_living_job_is_refused_by_who_would_train_here(place, task, tmp_path, 
     assert not place.run(task.key).record.exists()
 
 
+def test_a_living_job_of_another_commands_run_is_refused_too(place, task, tmp_path, monkeypatch):
+    other = build({"methods": "dit", "budget": "4step", "evals": "knn", "name": "s", "train": {"snapshots": []}})
+    in_slurm(place, task)
+    cluster(tmp_path, monkeypatch, IN_SLURM)
+    with pytest.raises(HarnessError, match=r"have jobs in the queue: pretrain mae"):
+        refuse_living(place, other, jobs(other))
+
+
 @pytest.mark.parametrize("rows", ["", "1001|CANCELLED|None||harness-b1-pretrain", "1001|RUNNING|None||harness-another"])
 def test_one_that_is_over_is_gone_on_with(place, task, tmp_path, monkeypatch, rows):
     in_slurm(place, task)
