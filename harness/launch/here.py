@@ -44,18 +44,19 @@ class Here:
         if (claim.batch, claim.index) in self._waiting:
             return Seen(True, word="waiting for a device")
         batch = Batches(self.place).read(claim.batch)
+        if batch is None:
+            return None
         alive = submitter_lives(batch)
-        own = batch is not None and (batch.host, batch.pid) == (socket.gethostname(), os.getpid())
+        own = (batch.host, batch.pid) == (socket.gethostname(), os.getpid())
         if self.holds and (alive is None or own):
             alive = False
-        if alive is None:
-            return None
-        if not alive:
+        if alive is False:
             return Seen(False, word="the command that ran it is gone", kind="signal")
+        far = "" if alive else f" on {batch.host}, if that command lives; it cannot be seen from here"
         lease = Attempts(self.place, parse(batch.tasks[claim.index])).lease()  # of another command's worker
         if lease is not None and lease.attempt == claim.attempt:
-            return Seen(True, running=True, word="running")
-        return Seen(True, word="waiting for a device")
+            return Seen(True, running=True, word=f"running{far}")
+        return Seen(True, word=f"waiting for a device{far}")
 
     def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
         return None

@@ -86,8 +86,13 @@ def test_a_task_of_a_command_that_is_gone_is_known_as_that(place):
     Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=ended_process()))
     found = seen(Local(place, []), 0)
     assert (found.alive, found.kind) == (False, "signal")
+
+
+def test_one_of_a_command_on_another_computer_is_not_taken_for_dead_by_a_look(place):
     Batches(place).write(batch("b", PRETRAIN, host="another", pid=1))
-    assert seen(Local(place, []), 0) is None
+    found = seen(Local(place), 0)
+    assert found.alive and found.word.startswith("waiting for a device on another, if that command lives")
+    assert not seen(Local(place, holds=True), 0).alive, "who holds the study's lock knows that it has ended"
 
 
 def test_also_where_another_process_has_its_number_by_now(place):
