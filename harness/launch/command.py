@@ -106,12 +106,16 @@ def _driver(
     study: Study, place: store.Study, data_dir: Path | None, todo: list[Job], executor: Submits, launch: Launch
 ) -> Driver:
     truth = Truth(study, place, todo, data_dir)
-    if isinstance(executor, Inline):  # the code that is loaded already; what failed here once would fail again
-        return Driver(truth, replace(executor, truth=truth), code="", tries=1, say=lambda line: None)
+    if isinstance(executor, Inline):  # the code that is loaded already
+        return Driver(truth, replace(executor, truth=truth), code="", tries=_tries(launch), say=lambda line: None)
     runs = [*todo, *(job.source for job in todo if job.source)]
     modules = [find("method", job.cell.method).module for job in runs] + [find("eval", n).module for n in study.evals]
     code = freeze(place.path / "code", modules)
     return Driver(truth, executor, str(code.resolve()), launch.tries, launch.rendezvous)
+
+
+def _tries(launch: Launch) -> int:
+    return 1 if launch.cluster == "inline" else launch.tries  # what failed in this process would fail in it again
 
 
 def _write_asked(study: Study, place: store.Study, asked: Asked, todo: list[Job]) -> None:
@@ -212,7 +216,7 @@ def looking(place: store.Study) -> Driver:
     """What looks where the study's tasks stand, again and again; it submits nothing."""
     asked = _launched_by(place)
     executor, gpus = _looker(place, asked.launch)
-    return Driver(Truth.of_folder(place, asked.data_dir, gpus), executor, "", asked.launch.tries)
+    return Driver(Truth.of_folder(place, asked.data_dir, gpus), executor, "", _tries(asked.launch))
 
 
 def _looker(place: store.Study, launch: Launch) -> tuple[Submits, int | None]:

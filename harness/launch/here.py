@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import store
-from harness.launch.folders import Attempts, Batch, Batches, Claim, Submitted
+from harness.errors import CannotWrite
+from harness.launch.folders import Attempts, Batch, Batches, Claim, End, Submitted, now
 from harness.launch.standing import Seen, submitter_lives
 from harness.launch.tasks import parse
 
@@ -42,7 +44,7 @@ class Here:
 
     def _seen(self, claim: Claim) -> Seen | None:
         if (claim.batch, claim.index) in self._waiting:
-            return Seen(True, word="waiting for a device")
+            return Seen(True, word="waiting for its turn")
         batch = Batches(self.place).read(claim.batch)
         if batch is None:
             return None
@@ -53,10 +55,13 @@ class Here:
         if alive is False:
             return Seen(False, word="the command that ran it is gone", kind="signal")
         far = "" if alive else f" on {batch.host}, if that command lives; it cannot be seen from here"
-        lease = Attempts(self.place, parse(batch.tasks[claim.index])).lease()  # of another command's worker
+        attempts = Attempts(self.place, parse(batch.tasks[claim.index]))
+        end, lease = attempts.end(claim.attempt), attempts.lease()  # of another command's worker
+        if end is not None and end.kind != "cancelled":  # that is told to the worker, which may be at it yet
+            return Seen(False, word=end.message, kind="signal")
         if lease is not None and lease.attempt == claim.attempt:
             return Seen(True, running=True, word=f"running{far}")
-        return Seen(True, word=f"waiting for a device{far}")
+        return Seen(True, word=f"waiting for its turn{far}")
 
     def after(self, stage: str, batches: Sequence[str], matching: bool) -> None:
         return None
@@ -69,6 +74,19 @@ class Here:
         keys = {(claim.batch, claim.index) for claim in claims}
         self._waiting = {key: attempt for key, attempt in self._waiting.items() if key not in keys}
         return keys
+
+    def close(self) -> None:
+        """What waits is over with this command, which is written down: another computer cannot see that it ended."""
+        with suppress(CannotWrite):  # told already, or about to be; who looks on this computer finds out
+            for key, attempt in self._waiting.items():
+                end = End(state="stopped", kind="signal", message="its command ended before its turn", at=now())
+                Attempts(self.place, parse(self.named(key))).ended(attempt, end)
+        self._waiting.clear()
+
+    def named(self, key: Key) -> str:
+        """The name of the element's task."""
+        batch, index = key
+        return Batches(self.place).read(batch).tasks[index]
 
     def folder(self, key: Key) -> Path:
         """Where the element's logs go, made where it is missing."""

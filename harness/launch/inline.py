@@ -10,7 +10,7 @@ from types import TracebackType
 from harness.display import Display
 from harness.errors import CannotWrite, said, told
 from harness.files import write_atomic
-from harness.launch.folders import Attempts, Batches, Claim, End, now
+from harness.launch.folders import Attempts, Claim, End, now
 from harness.launch.here import Here, Key
 from harness.launch.standing import OVER, Standing
 from harness.launch.tasks import Stage, parse
@@ -36,19 +36,15 @@ class Inline(Here):
         would fare better on a full disk."""
         if not self._waiting:
             return
-        key = min(self._waiting, key=lambda key: TURNS.index(parse(self._named(key)).stage))
+        key = min(self._waiting, key=lambda key: TURNS.index(parse(self.named(key)).stage))
         self._do(key, self._waiting.pop(key))
-
-    def _named(self, key: Key) -> str:
-        batch, index = key
-        return Batches(self.place).read(batch).tasks[index]
 
     def _do(self, key: Key, attempt: int) -> None:
         """What the task fails of is told, and kept with its traceback where a job's log is."""
         from harness.launch.worker import perform
         from harness.train.pretraining import Interrupted
 
-        task = self.truth.task(self._named(key))
+        task = self.truth.task(self.named(key))
         attempts = Attempts(self.place, task)
         try:
             perform(task, self.truth, attempt, self.stopper, self.display)
@@ -70,9 +66,6 @@ class Inline(Here):
     def cancel(self, claims: Iterable[Claim]) -> list[str]:
         """Nothing of the claims that waits is begun."""
         return [f"{batch}/{index}" for batch, index in self.drop(claims)]
-
-    def close(self) -> None:
-        self._waiting.clear()
 
 
 class Shown:

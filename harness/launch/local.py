@@ -94,7 +94,7 @@ class Local(Here):
 
     def close(self) -> None:
         """End every worker: training saves itself first."""
-        self._waiting.clear()
+        super().close()
         for process, _ in self._running.values():
             process.terminate()
         for process, _ in self._running.values():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.budget import parse_budget
 from harness.errors import HarnessError
-from harness.records import Cell, RunRecord, State
+from harness.records import ENDED, Cell, RunRecord, State
 from harness.report import format as fmt
 from harness.store import Study
 from harness.study import RELEASED
@@ -181,19 +181,30 @@ class _Looked:
         from harness.launch import command
         from harness.launch.show import by_run, told_state
 
-        asked = command.read_launch(self.study)
-        if asked is None or asked.launch.cluster == "inline":  # then the records say it all
-            return [grid(rows(self.study))]
         found = rows(self.study)
+        asked = command.read_launch(self.study)
+        if asked is None or (asked.launch.cluster == "inline" and _told_whole(self.study, found)):
+            return [grid(found)]
         try:
             self._driver = self._driver or command.looking(self.study)
             standings = self._driver.look()
         except HarnessError as error:  # the queue cannot be asked from here or now: the folder still knows this much
-            return [*([grid(found)] if found else []), f"of its jobs nothing is known here: {error}"]
+            return [*([grid(found)] if found else []), f"of its tasks nothing is known here: {error}"]
+        found = rows(self.study)  # anew: to look takes its time, the first time seconds
         begun = {status.key for status in found}
         absent = [s for s in standings.values() if s.task.stage == "pretrain" and s.task.key not in begun]
         table = [grid(found, by_run(standings))] if found else []
         return [*table, *_not_begun(absent), told_state(standings), *_stalled(self._driver, standings)]
+
+
+def _told_whole(study: Study, found: list[Status]) -> bool:
+    """Whether the last command came to its end: every run has ended, and the tables are newer than it."""
+    from harness.launch.command import LAUNCH
+
+    ended, made = {status.key for status in found if status.state in ENDED}, study.tables()
+    if not made.exists() or not ended >= set(study.asked().keys):
+        return False
+    return made.stat().st_mtime >= (study.path / LAUNCH).stat().st_mtime
 
 
 def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
@@ -212,9 +223,10 @@ def _stalled(driver: Driver, standings: Mapping[str, Standing]) -> list[str]:
         if job is not None and job.alive:
             return [f"the job that {'goes on' if left else 'makes the tables'} is in the queue"]
         error = Batches(place).error(closing)
-    said = ["nothing of it is in the queue, and it is not complete" if left else "its tables were not made"]
+    nowhere = "in the queue" if driver.executor.chains else "running"
+    said = [f"nothing of it is {nowhere}, and it is not complete" if left else "its tables were not made"]
     said += [f"the job that was to {'go on' if left else 'make them'} failed: {error}"] if error else []
-    does = "submit what is missing" if left else "make them"
+    does = ("submit what is missing" if driver.executor.chains else "do the rest") if left else "make them"
     if not left and states != {"done"}:
         does = "try again what failed or was cancelled, and make them"
     next_steps = [f"  python -m harness resume {place.path}         {does}"]

@@ -169,7 +169,7 @@ def test_status_where_the_queue_cannot_be_asked_shows_the_folder_and_says_so(pla
 
     monkeypatch.setattr(command, "_looker", unreachable)
     status, printed, _ = harness("status", place.path)
-    assert status == 0 and "of its jobs nothing is known here: no squeue on this machine" in printed
+    assert status == 0 and "of its tasks nothing is known here: no squeue on this machine" in printed
 
 
 def test_a_cancel_in_an_outage_is_written_down_and_says_what_it_could_not_do(place, fake, monkeypatch):

@@ -64,6 +64,9 @@ def test_one_that_was_stopped_is_gone_on_with_by_resume(tmp_path, harness, monke
     place = Study(tmp_path / "s")
     (run,) = place.runs()
     assert run.state == "interrupted" and ends(place, f"pretrain {run.key}") == [("stopped", "signal")]
+    status, out, said = harness("status", place.path)
+    assert "2 tasks done" not in out and "nothing of it is running, and it is not complete" in out
+    assert f"harness resume {place.path}" in out
     status, out, said = harness("cancel", place.path)
     assert status == 2 and "runs in the process of its own command" in said
     status, out, _ = harness("resume", place.path)
@@ -71,6 +74,8 @@ def test_one_that_was_stopped_is_gone_on_with_by_resume(tmp_path, harness, monke
     (run,) = place.runs()
     assert (run.state, run.attempts, run.spend.step) == ("finished", 2, 4)
     assert ends(place, f"pretrain {run.key}") == [("stopped", "signal"), ("done", "")]
+    status, out, _ = harness("status", place.path)
+    assert status == 0 and "finished" in out and "tasks" not in out, "of what is complete the records say all"
 
 
 def test_a_folder_that_another_computer_left_in_the_middle_is_gone_on_with(tmp_path, harness, monkeypatch):

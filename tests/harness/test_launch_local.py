@@ -91,7 +91,7 @@ def test_a_task_of_a_command_that_is_gone_is_known_as_that(place):
 def test_one_of_a_command_on_another_computer_is_not_taken_for_dead_by_a_look(place):
     Batches(place).write(batch("b", PRETRAIN, host="another", pid=1))
     found = seen(Local(place), 0)
-    assert found.alive and found.word.startswith("waiting for a device on another, if that command lives")
+    assert found.alive and found.word.startswith("waiting for its turn on another, if that command lives")
     assert not seen(Local(place, holds=True), 0).alive, "who holds the study's lock knows that it has ended"
 
 
@@ -189,6 +189,6 @@ def test_what_workers_here_would_ignore_is_refused(tmp_path, harness, words, sai
 
 def test_a_worker_of_another_command_is_seen_at_work(place):
     Batches(place).write(batch("b", PRETRAIN, host=socket.gethostname(), pid=os.getpid()))
-    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for a device")
+    assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (False, "waiting for its turn")
     Attempts(place, PRETRAIN).take(1)
     assert (seen(Local(place, []), 0).running, seen(Local(place, []), 0).word) == (True, "running")
