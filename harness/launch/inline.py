@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class Inline(Here):
     def wait(self, seconds: float) -> None:
         """Do one task, if there is one. Raises KeyboardInterrupt when asked to stop, and CannotWrite: no other task
         would fare better on a full disk."""
-        if not self._waiting:
+        if not self._waiting:  # what is left is another command's, where the file system has no locks
+            time.sleep(seconds)
             return
         key = min(self._waiting, key=lambda key: TURNS.index(parse(self.named(key)).stage))
         self._do(key, self._waiting.pop(key))
