@@ -25,6 +25,8 @@ UNREACHABLE = (
     "Protocol authentication error", "Munge encode failed", "Munge decode failed",  # munged is away, here or there
 )  # fmt: skip
 
+UNCONFIGURED = "configuration source"  # of a machine that has the programs, and was told of no cluster
+
 
 class Unreachable(HarnessError):
     """No controller answers."""
@@ -87,6 +89,8 @@ class Queue:
             if done.returncode == 0:
                 return done.stdout
             said = (done.stderr or done.stdout).strip()
+            if UNCONFIGURED in said:
+                raise _no_cluster(f"{words[0]} finds no {UNCONFIGURED} of a cluster", "slurm.conf, or SLURM_CONF=PATH")
             if not any(sign in said for sign in UNREACHABLE):
                 raise HarnessError(f"{words[0]} failed: {said or f'exit status {done.returncode}'}")
             if time.monotonic() >= until:
@@ -180,11 +184,11 @@ def require() -> None:
 
 
 def _absent(program: str) -> HarnessError:
-    return HarnessError(
-        f"no {program} on this machine",
-        "SLURM's client commands on the PATH",
-        "log in to a node of the cluster; or --cluster inline to run on this machine",
-    )
+    return _no_cluster(f"no {program} on this machine", "SLURM's client commands on the PATH")
+
+
+def _no_cluster(found: str, expected: str) -> HarnessError:
+    return HarnessError(found, expected, "log in to a node of the cluster; or --cluster inline to run on this machine")
 
 
 def _merged(a: Partition, b: Partition) -> Partition:

@@ -34,7 +34,7 @@ def where(launch: Launch) -> tuple[Launch, str]:
         ) from error
     except HarnessError as error:
         settled, why = _without_cluster(launch)
-        if "configuration source" in error.found:  # its programs are installed, and it was never set up
+        if queue.UNCONFIGURED in error.found:  # its programs are installed, and it was never set up
             return settled, why
         said = error.found.splitlines()[-1]
         return settled, f"SLURM is set up here, but: {said}; running on this machine. {why}".strip()

@@ -128,6 +128,13 @@ def test_a_machine_without_slurm_says_where_to_go(tmp_path, monkeypatch):
     assert "--cluster inline" in told.value.next_step
 
 
+def test_programs_that_were_told_of_no_cluster_say_where_to_go(slurm):
+    slurm(sinfo="echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
+    with pytest.raises(HarnessError, match="sinfo finds no configuration source of a cluster") as told:
+        Queue().partitions()
+    assert told.value.expected == "slurm.conf, or SLURM_CONF=PATH" and "--cluster inline" in told.value.next_step
+
+
 def test_a_configuration_that_is_named_and_missing_is_not_waited_for(slurm, monkeypatch):
     folder = slurm(sbatch="exit 1", squeue="exit 1")
     monkeypatch.setenv("SLURM_CONF", "/nosuch/slurm.conf")
