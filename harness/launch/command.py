@@ -253,8 +253,16 @@ def cancel(place: store.Study, cells: Collection[str]) -> list[str]:
     left = [s for s in standings.values() if s.task.name in meant and s.state not in OVER]
     # Written first: a driver that looks meanwhile must not submit it again.
     claims = [_cancelled(place, standing) for standing in left]
-    driver.executor.cancel([claim for claim in claims if claim.batch != NO_BATCH])
-    return [f"cancelled  {s.task.name}" for s in left]
+    closing = [] if cells else _closing(driver)  # nothing is left for it to go on with
+    driver.executor.cancel([*(claim for claim in claims if claim.batch != NO_BATCH), *closing])
+    return [*(f"cancelled  {s.task.name}" for s in left), *("cancelled  tables" for _ in closing)]
+
+
+def _closing(driver: Driver) -> list[Claim]:
+    """The jobs in the queue that go on when all others have ended."""
+    claims = [Claim(attempt=1, batch=name, index=0) for name in Batches(driver.place).closing()]
+    seen = driver.executor.look({claim.batch for claim in claims})
+    return [claim for claim in claims if (job := seen(claim)) is not None and job.alive]
 
 
 def _written_off(place: store.Study, task: Task) -> bool:

@@ -23,6 +23,7 @@ PATIENCE_S = 120.0  # that a command is tried again for while no controller answ
 UNREACHABLE = (
     "Unable to contact slurm controller", "Connection refused", "Socket timed out", "Zero Bytes",
     "Protocol authentication error", "Munge encode failed", "Munge decode failed",  # munged is away, here or there
+    "failed to fetch remote configs",  # of a cluster whose machines get their slurm.conf from the controller
 )  # fmt: skip
 
 UNCONFIGURED = "configuration source"  # of a machine that has the programs, and was told of no cluster
@@ -89,9 +90,10 @@ class Queue:
             if done.returncode == 0:
                 return done.stdout
             said = (done.stderr or done.stdout).strip()
-            if UNCONFIGURED in said:
+            away = any(sign in said for sign in UNREACHABLE)
+            if UNCONFIGURED in said and not away:
                 raise _no_cluster(f"{words[0]} finds no {UNCONFIGURED} of a cluster", "slurm.conf, or SLURM_CONF=PATH")
-            if not any(sign in said for sign in UNREACHABLE):
+            if not away:
                 raise HarnessError(f"{words[0]} failed: {said or f'exit status {done.returncode}'}")
             if time.monotonic() >= until:
                 raise Unreachable(

@@ -16,11 +16,18 @@ from harness.launch.queue import Queue, Unreachable
 def where(launch: Launch) -> tuple[Launch, str]:
     """The launch with `auto` settled, and a line on why; the line is empty where there was nothing to choose.
 
-    Raises HarnessError where a cluster is set up and does not answer: this may be its login node, no place to train.
+    Raises HarnessError where a cluster is set up and does not answer, and in the shell of an allocation that is not on
+    its nodes: this may be a login node, no place to train.
     """
     if launch.cluster != "auto":
         return launch, ""
     if "SLURM_JOB_ID" in os.environ:
+        if "SLURMD_NODENAME" not in os.environ:  # which slurmd sets; salloc opens a shell where it was typed
+            raise HarnessError(
+                f"a shell with the allocation {os.environ['SLURM_JOB_ID']}, and not on a node of it",
+                "to be told where to run: this may be a login node",
+                "srun --pty bash, and the command there; or --cluster slurm to submit jobs, inline to run here",
+            )
         return replace(launch, cluster="inline"), "inside a job already: running in it"
     if not queue.here():
         return _without_cluster(launch)
@@ -34,8 +41,8 @@ def where(launch: Launch) -> tuple[Launch, str]:
         ) from error
     except HarnessError as error:
         settled, why = _without_cluster(launch)
-        if queue.UNCONFIGURED in error.found:  # its programs are installed, and it was never set up
-            return settled, why
+        if queue.UNCONFIGURED in error.found:
+            return settled, f"SLURM's programs are here, no cluster is set up: running on this machine. {why}".strip()
         said = error.found.splitlines()[-1]
         return settled, f"SLURM is set up here, but: {said}; running on this machine. {why}".strip()
     return replace(launch, cluster="slurm"), "a SLURM cluster answers: submitting to it (--cluster inline runs here)"

@@ -101,7 +101,8 @@ def test_a_job_that_goes_on_with_less_than_what_is_asked_for_is_not_relied_on(pl
 
 def test_cancel_ends_everything_and_nothing_is_submitted_until_resume(place, fake):
     lines = command.cancel(place, [])
-    assert len(lines) == 7 and len(fake.cancelled) == 7
+    assert len(lines) == 8 and len(fake.cancelled) == 8, "seven tasks, and the job that goes on after them"
+    assert lines[-1] == "cancelled  tables" and fake.cancelled[-1].batch == fake.submitted[-1][0].name
     for key, seen in fake.seen.items():
         fake.seen[key] = replace(seen, alive=False, kind="cancelled")
     command.close(place, fake.submitted[-1][0])

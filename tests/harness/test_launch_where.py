@@ -13,6 +13,7 @@ from tests.harness.launched import programs
 @pytest.fixture(autouse=True)
 def outside(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
     monkeypatch.delenv("SLURM_CONF", raising=False)
 
 
@@ -35,7 +36,32 @@ def test_programs_of_a_cluster_that_was_never_set_up_are_none(tmp_path, monkeypa
     never = "echo 'sinfo: error: resolve_ctls_from_dns_srv: no configuration source' >&2; exit 1"
     programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo=never)
     monkeypatch.setattr("harness.gpus.count", lambda: 0)
-    assert where(Launch(cluster="auto")) == (Launch(cluster="inline"), "")
+    launch, why = where(Launch(cluster="auto"))
+    assert launch == Launch(cluster="inline") and "no cluster is set up: running on this machine" in why
+
+
+def test_a_controller_that_hands_out_the_configuration_and_is_away_is_an_outage(tmp_path, monkeypatch):
+    away = """echo 'sinfo: error: fetch_config: DNS SRV lookup failed
+sinfo: error: _establish_config_source: failed to fetch remote configs
+sinfo: fatal: Could not establish a configuration source' >&2; exit 1"""
+    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo=away)
+    with pytest.raises(HarnessError, match="SLURM is set up here, but: SLURM's controller does not answer"):
+        where(Launch(cluster="auto"))
+
+
+def test_in_a_job_it_runs_in_the_job(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    launch, why = where(Launch(cluster="auto"))
+    assert launch.cluster == "inline" and why == "inside a job already: running in it"
+
+
+def test_a_shell_of_salloc_on_the_login_node_is_no_place_to_train(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with pytest.raises(HarnessError, match="the allocation 17, and not on a node of it") as told:
+        where(Launch(cluster="auto"))
+    assert "srun --pty" in told.value.next_step
+    assert where(Launch(cluster="slurm"))[0].cluster == "slurm"
 
 
 def test_a_cluster_that_is_set_up_wrongly_is_said_to_be(tmp_path, monkeypatch):
