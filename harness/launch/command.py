@@ -81,10 +81,21 @@ def _launched(
     remember(study, todo, asked.data_dir, answers)
     if asked.launch.cluster != "slurm":
         refuse_living(place, study, todo)
+    before = read_launch(place)
     _write_asked(study, place, asked, todo)
     driver = _driver(study, place, asked.data_dir, todo, executor, asked.launch)
     driver.look.forgive()
+    if before is not None and executor.chains and before.launch != asked.launch:
+        _say_unchanged(driver)
     return _brought(driver, asked.detach)
+
+
+def _say_unchanged(driver: Driver) -> None:
+    """What other options than those of before do not reach."""
+    queued = sum(standing.state == "queued" for standing in driver.look().values())
+    if queued:
+        next_step = f"to change it: python -m harness cancel {driver.place.path}, and this command again"
+        print(f"{queued} task(s) in the queue keep what they were submitted with; {next_step}")
 
 
 def _executor(

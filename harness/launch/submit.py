@@ -46,13 +46,17 @@ class Shape:
     gpus: int = 0  # of each node
     nodes: int = 1
     processes: int = 1  # of each node
+    cpus: int = 0  # of each process; 0: the cluster's default
+    mem: str = ""  # of each node; the cluster's default
 
     @classmethod
     def of(cls, stage: str, launch: Launch, gpus: int) -> Shape:
-        """Pre-training takes what was asked for, an evaluation one GPU where there are any, tables none."""
+        """Pre-training takes what was asked for, an evaluation one process of it, tables what the cluster gives."""
         if stage == "pretrain":
-            return cls(gpus, launch.nodes, launch.processes or max(1, gpus))
-        return cls(min(gpus, 1) if stage != "tables" else 0)
+            return cls(gpus, launch.nodes, launch.processes or max(1, gpus), launch.cpus, launch.mem)
+        if stage == "tables":
+            return cls()
+        return cls(min(gpus, 1), cpus=launch.cpus, mem=launch.mem)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def executor(
     further: dict[str, Any] = {"requeue": True, **launch.slurm}
     if after is not None:
         further |= {"dependency": str(after), "kill-on-invalid-dep": "yes"}
-    srun = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={launch.cpus}"] if launch.cpus else [])]
+    srun = ["--kill-on-bad-exit=1", *([f"--cpus-per-task={shape.cpus}"] if shape.cpus else [])]
     words: dict[str, Any] = {
         "job_name": PREFIX + batch.name,
         "comment": batch.name,
@@ -98,9 +102,9 @@ def executor(
     else:
         words["array_parallelism"] = max(1, len(batch.tasks))
     words |= {"gpus_per_node": shape.gpus} if shape.gpus else {}
-    words |= {"cpus_per_task": launch.cpus} if launch.cpus else {}
+    words |= {"cpus_per_task": shape.cpus} if shape.cpus else {}
     words |= {
-        k: v for k, v in {"mem": launch.mem, "partition": launch.partition, "account": launch.account}.items() if v
+        k: v for k, v in {"mem": shape.mem, "partition": launch.partition, "account": launch.account}.items() if v
     }
     made.update_parameters(**words)
     return made

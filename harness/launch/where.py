@@ -26,7 +26,7 @@ def where(launch: Launch) -> tuple[Launch, str]:
             raise HarnessError(
                 f"a shell with the allocation {os.environ['SLURM_JOB_ID']}, and not on a node of it",
                 "to be told where to run: this may be a login node",
-                "srun --pty bash, and the command there; or --cluster slurm to submit jobs, inline to run here",
+                "srun --pty bash, and the command in it; --cluster slurm submits jobs, --cluster inline runs here",
             )
         return replace(launch, cluster="inline"), "inside a job already: running in it"
     if not queue.here():

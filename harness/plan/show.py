@@ -284,6 +284,8 @@ def _cluster(found: Outline, tasks: list[Priced]) -> Iterable[str]:
         links = f"; the longest pre-training is chained in {chained} jobs" if chained > 1 else ""
         shape = f"{survey.launch.nodes} node(s) of {survey.gpus} GPU(s) in {survey.fits.partition.name!r}"
         yield f"a pre-training takes {shape} for at most {duration(survey.fits.limit_s)} a job{links}"
+        if survey.gpus and not survey.launch.cpus:
+            yield "cluster.cpus is not set: a process of each GPU gets what the cluster gives by default, often 1 CPU"
 
 
 def _refused(found: Outline) -> Iterable[str]:

@@ -61,6 +61,15 @@ def test_resume_submits_what_was_lost_from_inside_the_folder_too(place, fake, mo
     assert sorted(path.name for path in place.path.parent.iterdir()) == ["s"], "and makes no study of another name"
 
 
+def test_other_options_for_what_is_queued_already_are_told_not_to_reach_it(place, fake, tmp_path, capsys):
+    command.launch_study(STUDY, tmp_path, SLURM, Stopper())
+    assert "keep what they were submitted with" not in capsys.readouterr().out
+    command.launch_study(STUDY, tmp_path, Asked(Launch(cluster="slurm", time="8h"), detach=True), Stopper())
+    said = capsys.readouterr().out
+    assert "7 task(s) in the queue keep what they were submitted with; to change it: " in said
+    assert f"python -m harness cancel {place.path}, and this command again" in said
+
+
 def test_a_second_run_in_the_folder_drops_no_queued_run_of_the_first(fake, tmp_path):
     def asked_for(methods: str):
         return build({"methods": methods, "budget": "6step", "evals": "knn", "name": "s", "train": {"snapshots": []}})

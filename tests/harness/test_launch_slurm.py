@@ -285,7 +285,11 @@ def test_the_script_says_what_was_asked_for(place):
     ):  # fmt: skip
         assert f"#SBATCH {line}\n" in text, line
     assert "wckey" not in text and "PYTHONPATH=/nowhere" in text and 'sh -c \'trap "" USR2; exec "$@"\'' in text
-    assert submit.Shape.of("evaluate", launch, 4) == submit.Shape(1) and submit.Shape.of("tables", launch, 4).gpus == 0
+    assert submit.Shape.of("evaluate", launch, 4) == submit.Shape(1, mem="8G")
+    large = Launch(cpus=8, mem="64G")
+    made = submit.executor(Batches(place).path("b"), batch("b"), submit.Shape.of("tables", large, 4), large, 90, after)
+    text = submit.script(made, 1)
+    assert not any(word in text for word in ("gpus", "cpus-per-task", "--mem")), "tables wait for no large node"
 
 
 def test_a_full_disk_while_a_batch_is_written_is_no_refusal_of_sbatch(place):
