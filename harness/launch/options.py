@@ -25,6 +25,7 @@ class Launch:
 
     cluster: Where = "auto"
     gpus: int | None = None  # of each node; None: one where the partition has GPUs, else none
+    gpu_type: str = ""  # as sinfo names it; any, where a cluster has several
     nodes: int = 1  # of each pre-training job
     processes: int = 0  # of each node; 0: one per GPU, or one
     cpus: int = 0  # of each process; 0: the cluster's default
@@ -84,7 +85,7 @@ def _table(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-TEXTS = ("account", "partition", "time", "mem")
+TEXTS = ("account", "gpu_type", "partition", "time", "mem")
 OPTIONS = ("cluster", "gpus", "nodes", "partition", "account", "time", "parallel")  # of the command line
 SPELLED = {  # what sbatch calls what the harness sets, and what to set instead; "": nothing
     "cpus_per_task": "cpus", "gpus_per_node": "gpus", "gpus_per_task": "gpus", "gres": "gpus", "ntasks": "processes",

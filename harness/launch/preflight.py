@@ -9,7 +9,7 @@ from harness.budget import parse_budget
 from harness.display import duration
 from harness.errors import HarnessError, unknown
 from harness.launch.options import Launch
-from harness.launch.queue import Partition
+from harness.launch.queue import Nodes, Partition
 from harness.study import Study
 
 USUAL_LIMIT_S = 4 * 3600  # of a job where nobody says otherwise: short enough to fit gaps in the queue
@@ -21,6 +21,7 @@ class Fits:
     partition: Partition
     gpus: int  # of each node
     limit_s: int
+    nodes: tuple[Nodes, ...]  # of the partition, those that have as many GPUs of the type asked for
 
 
 def check(launch: Launch, partitions: list[Partition], study: Study | None = None) -> Fits:
@@ -33,8 +34,9 @@ def check(launch: Launch, partitions: list[Partition], study: Study | None = Non
 def fits(launch: Launch, partitions: list[Partition]) -> Fits:
     """What the jobs ask for, whether or not the partition can give it. Raises HarnessError where there is none."""
     partition = _partition(launch, partitions)
-    gpus = min(1, partition.gpus) if launch.gpus is None else launch.gpus
-    return Fits(partition, gpus, launch.limit_s or min(USUAL_LIMIT_S, partition.limit_s or USUAL_LIMIT_S))
+    gpus = min(1, partition.gpus()) if launch.gpus is None else launch.gpus
+    limit_s = launch.limit_s or min(USUAL_LIMIT_S, partition.limit_s or USUAL_LIMIT_S)
+    return Fits(partition, gpus, limit_s, tuple(partition.with_gpus(gpus, launch.gpu_type)))
 
 
 def problems(launch: Launch, partitions: list[Partition], study: Study | None = None) -> Iterator[HarnessError]:
@@ -45,31 +47,55 @@ def problems(launch: Launch, partitions: list[Partition], study: Study | None = 
         yield error
         return
     partition, gpus = asked.partition, asked.gpus
-    if gpus > partition.gpus:
-        most = max(partitions, key=lambda p: p.gpus)
-        elsewhere = f"; {most.name} has {most.gpus}" if most.gpus > partition.gpus else ""
-        yield HarnessError(
-            f"--gpus {gpus} on each node, and the nodes of the partition {partition.name!r} have {partition.gpus}",
-            f"at most {partition.gpus}{elsewhere}",
-            f"--gpus {partition.gpus}, or --nodes for more than one node has",
-        )
-    if launch.nodes > partition.nodes:
-        yield HarnessError(
-            f"--nodes {launch.nodes}, and the partition {partition.name!r} has {partition.nodes}",
-            f"at most {partition.nodes}",
-            f"--nodes {partition.nodes}, or another --partition",
-        )
-    processes = launch.processes or max(1, gpus)
-    if max(1, launch.cpus) * processes > partition.cpus:  # sbatch takes it, and it waits for ever
-        yield HarnessError(
-            f"{processes} process(es) of {max(1, launch.cpus)} CPU(s) on each node, "
-            f"and the nodes of {partition.name!r} have {partition.cpus}",
-            "as many as one node has",
-            "a smaller cluster.cpus or cluster.processes",
-        )
+    if not asked.nodes:
+        yield _too_many_gpus(launch, asked, partitions)
+    else:
+        yield from _nodes(launch, asked)
     if study is not None and gpus == 0:
         yield from _gpu_time(study, partition)
     yield from _time(launch, asked, study)
+
+
+def _too_many_gpus(launch: Launch, asked: Fits, partitions: list[Partition]) -> HarnessError:
+    partition, kind = asked.partition, launch.gpu_type
+    if kind and not partition.gpus(kind):
+        having = [p.name for p in partitions if p.gpus(kind)]
+        where = f"--partition {having[0]}, or " if having else ""
+        types = ", ".join(partition.gpu_types) or "no type that sinfo names"
+        return HarnessError(
+            f"cluster.gpu_type={kind}, and the partition {partition.name!r} has no such GPU",
+            types,
+            f"{where}leave it out",
+        )
+    most, best = partition.gpus(kind), max(partitions, key=lambda p: p.gpus(kind))
+    elsewhere = f"; {best.name} has {best.gpus(kind)}" if best.gpus(kind) > most else ""
+    of = f" of type {kind}" if kind else ""
+    return HarnessError(
+        f"--gpus {asked.gpus}{of} on each node, and the nodes of the partition {partition.name!r} have {most}",
+        f"at most {most}{elsewhere}",
+        f"--gpus {most}, or --nodes for more than one node has",
+    )
+
+
+def _nodes(launch: Launch, asked: Fits) -> Iterator[HarnessError]:
+    """Nodes that have the GPUs, counted, and their CPUs."""
+    name, gpus = asked.partition.name, asked.gpus
+    processes, cpus = launch.processes or max(1, gpus), max(nodes.cpus for nodes in asked.nodes)
+    if max(1, launch.cpus) * processes > cpus:  # sbatch takes it, and it waits for ever
+        yield HarnessError(
+            f"{processes} process(es) of {max(1, launch.cpus)} CPU(s) on each node, "
+            f"and the nodes of {name!r} have {cpus}",
+            "as many as one node has",
+            "a smaller cluster.cpus or cluster.processes",
+        )
+    there = sum(nodes.count for nodes in asked.nodes)
+    if launch.nodes > there:
+        able = f" {there} with as many GPUs" if len(asked.nodes) < len(asked.partition.kinds) else f" {there}"
+        yield HarnessError(
+            f"--nodes {launch.nodes}, and the partition {name!r} has{able}",
+            f"at most {there}",
+            f"--nodes {there}, or another --partition",
+        )
 
 
 def _partition(launch: Launch, partitions: list[Partition]) -> Partition:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.errors import HarnessError
 
@@ -62,16 +62,37 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """So many alike."""
+
+    count: int
+    gpus: tuple[tuple[str, int], ...]  # of each node: type, which may be empty, and how many
+    cpus: int
+
+    def gpus_of(self, gpu_type: str) -> int:
+        """GPUs of that type on one node; of all types where none is named."""
+        return sum(count for kind, count in self.gpus if gpu_type in ("", kind))
+
+
+@dataclass(frozen=True)
 class Partition:
     name: str
     default: bool
     up: bool
     limit_s: int | None  # None: no limit
-    nodes: int
-    gpus: int  # of the node that has most
-    gpu_type: str
-    cpus: int
-    memory_mb: int
+    kinds: tuple[Nodes, ...]
+
+    def gpus(self, gpu_type: str = "") -> int:
+        """Of that type, on the node that has most."""
+        return max(nodes.gpus_of(gpu_type) for nodes in self.kinds)
+
+    @property
+    def gpu_types(self) -> list[str]:
+        return sorted({kind for nodes in self.kinds for kind, _ in nodes.gpus if kind})
+
+    def with_gpus(self, gpus: int, gpu_type: str = "") -> list[Nodes]:
+        """The nodes that have as many."""
+        return [nodes for nodes in self.kinds if nodes.gpus_of(gpu_type) >= gpus]
 
 
 @dataclass
@@ -152,17 +173,15 @@ class Queue:
         return 1000
 
     def partitions(self, patience_s: float | None = None) -> list[Partition]:
-        """Every partition with its limits and its best-equipped node."""
-        out = self.run(["sinfo", "-h", "-o", "%P|%l|%G|%D|%a|%c|%m"], patience_s)
+        """Every partition with its limits and its kinds of nodes."""
+        out = self.run(["sinfo", "-h", "-o", "%P|%l|%G|%D|%a|%c"], patience_s)
         found: dict[str, Partition] = {}
         for line in out.splitlines():
-            name, limit, gres, nodes, up, cpus, memory = line.split("|")
-            gpus, kind = _gpus(gres)
-            row = Partition(
-                name.rstrip("*"), name.endswith("*"), up == "up", seconds(limit), int(nodes), gpus, kind,
-                int(cpus.rstrip("+")), int(memory.rstrip("+")),
-            )  # fmt: skip
-            found[row.name] = _merged(found[row.name], row) if row.name in found else row
+            name, limit, gres, count, up, cpus = line.split("|")
+            nodes = Nodes(int(count), _gpus(gres), int(cpus.rstrip("+")))
+            row = Partition(name.rstrip("*"), name.endswith("*"), up == "up", seconds(limit), (nodes,))
+            before = found.get(row.name)
+            found[row.name] = row if before is None else replace(before, kinds=_counted([*before.kinds, nodes]))
         return list(found.values())
 
 
@@ -193,21 +212,24 @@ def _no_cluster(found: str, expected: str) -> HarnessError:
     return HarnessError(found, expected, "log in to a node of the cluster; or --cluster inline to run on this machine")
 
 
-def _merged(a: Partition, b: Partition) -> Partition:
-    """Two kinds of nodes of one partition."""
-    most = max(a, b, key=lambda p: p.gpus)
-    cpus, memory = max(a.cpus, b.cpus), max(a.memory_mb, b.memory_mb)
-    return Partition(a.name, a.default, a.up, a.limit_s, a.nodes + b.nodes, most.gpus, most.gpu_type, cpus, memory)
+def _counted(kinds: Iterable[Nodes]) -> tuple[Nodes, ...]:
+    """The kinds, each once: sinfo has a line for each mode that nodes are in."""
+    found: dict[Nodes, int] = {}
+    for nodes in kinds:
+        alike = replace(nodes, count=0)
+        found[alike] = found.get(alike, 0) + nodes.count
+    return tuple(replace(nodes, count=count) for nodes, count in found.items())
 
 
-def _gpus(gres: str) -> tuple[int, str]:
-    """`gpu:h100:8(S:0-1),lustre:1` -> (8, "h100"). Several types are counted together, and the commonest is named."""
-    found = []
+def _gpus(gres: str) -> tuple[tuple[str, int], ...]:
+    """`gpu:h100:8(S:0-1),lustre:1` -> (("h100", 8),)."""
+    found: dict[str, int] = {}
     for item in gres.split(","):
         words = item.partition("(")[0].split(":")
         if words[0] == "gpu" and words[-1].isdigit():
-            found.append((int(words[-1]), words[1] if len(words) > 2 else ""))
-    return sum(count for count, _ in found), max(found, default=(0, ""))[1]
+            kind = words[1] if len(words) > 2 else ""
+            found[kind] = found.get(kind, 0) + int(words[-1])
+    return tuple(sorted(found.items()))
 
 
 def seconds(text: str) -> int | None:

@@ -101,7 +101,8 @@ def executor(
         words["array_parallelism"] = launch.parallel
     else:
         words["array_parallelism"] = max(1, len(batch.tasks))
-    words |= {"gpus_per_node": shape.gpus} if shape.gpus else {}
+    if shape.gpus:
+        words["gpus_per_node"] = f"{launch.gpu_type}:{shape.gpus}" if launch.gpu_type else shape.gpus
     words |= {"cpus_per_task": shape.cpus} if shape.cpus else {}
     words |= {
         k: v for k, v in {"mem": shape.mem, "partition": launch.partition, "account": launch.account}.items() if v

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.launch.options import Launch
+    from harness.launch.queue import Nodes
 
 WIDE = 200  # columns, where no terminal says how many there are
 MOST_NAMED = 4
@@ -275,17 +276,23 @@ def _cluster(found: Outline, tasks: list[Priced]) -> Iterable[str]:
     yield f"runs {where.get(survey.launch.cluster, 'as jobs of SLURM')}{f': {survey.why}' if survey.why else ''}"
     for p in survey.partitions:
         mark = "*" if survey.fits is not None and survey.fits.partition.name == p.name else " "
-        kind = f" {p.gpu_type}" if p.gpu_type else ""
         limit = "no limit" if p.limit_s is None else f"limit {duration(p.limit_s)}"
         state = "" if p.up else ", down"
-        yield f" {mark} {p.name}: {p.nodes} node(s) of {p.gpus}{kind} GPU(s), {p.cpus} CPUs, {limit}{state}"
+        yield f" {mark} {p.name}: {'; '.join(map(_nodes, p.kinds))}, {limit}{state}"
     if survey.fits is not None:
         chained = max((survey.links(p.wall_s) for p in tasks if p.task.stage == "pretrain"), default=1)
         links = f"; the longest pre-training is chained in {chained} jobs" if chained > 1 else ""
-        shape = f"{survey.launch.nodes} node(s) of {survey.gpus} GPU(s) in {survey.fits.partition.name!r}"
+        gpus = f"{survey.gpus} {survey.launch.gpu_type}".strip() if survey.gpus else "0"
+        shape = f"{survey.launch.nodes} node(s) of {gpus} GPU(s) in {survey.fits.partition.name!r}"
         yield f"a pre-training takes {shape} for at most {duration(survey.fits.limit_s)} a job{links}"
         if survey.gpus and not survey.launch.cpus:
             yield "cluster.cpus is not set: a process of each GPU gets what the cluster gives by default, often 1 CPU"
+
+
+def _nodes(nodes: Nodes) -> str:
+    """`4 node(s) of 8 h100 GPU(s), 64 CPUs`."""
+    gpus = " and ".join(f"{count} {kind}".strip() for kind, count in nodes.gpus) or "0"
+    return f"{nodes.count} node(s) of {gpus} GPU(s), {nodes.cpus} CPUs"
 
 
 def _refused(found: Outline) -> Iterable[str]:

@@ -95,6 +95,9 @@ def _of_slurm(launch: Launch, why: str, study: Study) -> Survey:
 
 def _room(launch: Launch, fits: Fits) -> int:
     """Pre-training jobs that an empty partition holds."""
-    partition, processes = fits.partition, launch.processes or max(1, fits.gpus)
-    of_node = partition.gpus // fits.gpus if fits.gpus else partition.cpus // max(1, processes * launch.cpus)
-    return max(1, partition.nodes // launch.nodes * of_node)
+    processes = launch.processes or max(1, fits.gpus)
+    rooms = 0
+    for nodes in fits.nodes:
+        by_cpus = nodes.cpus // max(1, processes * launch.cpus)
+        rooms += nodes.count * (nodes.gpus_of(launch.gpu_type) // fits.gpus if fits.gpus else by_cpus)
+    return max(1, rooms // launch.nodes)

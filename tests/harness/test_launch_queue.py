@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.launch import queue
-from harness.launch.queue import Queue, Unreachable
+from harness.launch.queue import Nodes, Queue, Unreachable
 from tests.harness.launched import called, programs
 
 AWAY = "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
@@ -22,11 +22,12 @@ JOBS = """cat <<'END'
 a line of something else
 END"""
 PARTITIONS = """cat <<'END'
-main*|infinite|gpu:4|4|up|8|16000
-main*|infinite|(null)|2|up|64+|32000+
-short|1:00|gpu:a100:8(S:0-1)|4|up|8|16000
-day|1-02:03:04|gpu:a100:2(S:0,2-3),gpu:v100:4,lustre:1|1|down|8|16000
-hour|4:00:00|(null)|0|up|0|0
+main*|infinite|gpu:4|4|up|8
+main*|infinite|(null)|2|up|64+
+main*|infinite|gpu:4|1|up|8
+short|1:00|gpu:a100:8(S:0-1)|4|up|8
+day|1-02:03:04|gpu:a100:2(S:0,2-3),gpu:v100:4,lustre:1|1|down|8
+hour|4:00:00|(null)|0|up|0
 END"""
 
 
@@ -81,11 +82,11 @@ def test_without_accounting_nothing_is_known_and_nothing_waits(slurm, slept, sai
 def test_partitions_with_their_limits_and_gpus(slurm):
     slurm(sinfo=PARTITIONS)
     main, short, day, hour = Queue().partitions()
-    assert (main.default, main.up, main.limit_s, main.nodes, main.gpus) == (True, True, None, 6, 4)
-    assert (main.cpus, main.memory_mb) == (64, 32000)
-    assert (short.default, short.limit_s, short.gpus, short.gpu_type) == (False, 60, 8, "a100")
-    assert (day.up, day.limit_s, day.gpus, day.gpu_type) == (False, 93784, 6, "v100")
-    assert (hour.limit_s, hour.gpus, hour.nodes) == (4 * 3600, 0, 0)
+    assert (main.default, main.up, main.limit_s, main.gpus(), main.gpu_types) == (True, True, None, 4, [])
+    assert main.kinds == (Nodes(5, (("", 4),), 8), Nodes(2, (), 64)), "alike nodes are counted together"
+    assert (short.default, short.limit_s, short.gpus(), short.gpu_types) == (False, 60, 8, ["a100"])
+    assert (day.up, day.limit_s, day.gpus(), day.gpus("a100"), day.gpus("h100")) == (False, 93784, 6, 2, 0)
+    assert (hour.limit_s, hour.gpus(), hour.kinds[0].count) == (4 * 3600, 0, 0)
 
 
 def test_the_largest_array(slurm):

@@ -286,6 +286,8 @@ def test_the_script_says_what_was_asked_for(place):
         assert f"#SBATCH {line}\n" in text, line
     assert "wckey" not in text and "PYTHONPATH=/nowhere" in text and 'sh -c \'trap "" USR2; exec "$@"\'' in text
     assert submit.Shape.of("evaluate", launch, 4) == submit.Shape(1, mem="8G")
+    typed = submit.executor(Batches(place).path("b"), batch("b"), shape, Launch(gpu_type="h100"), 90, None)
+    assert "#SBATCH --gpus-per-node=h100:4\n" in submit.script(typed, 1)
     large = Launch(cpus=8, mem="64G")
     made = submit.executor(Batches(place).path("b"), batch("b"), submit.Shape.of("tables", large, 4), large, 90, after)
     text = submit.script(made, 1)

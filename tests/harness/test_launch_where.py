@@ -18,7 +18,7 @@ def outside(monkeypatch):
 
 
 def test_a_cluster_that_answers_is_submitted_to(tmp_path, monkeypatch):
-    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo="echo 'main*|1:00:00|(null)|4|up|2|1000'")
+    programs(tmp_path, monkeypatch, sbatch="exit 0", sinfo="echo 'main*|1:00:00|(null)|4|up|2'")
     launch, why = where(Launch(cluster="auto"))
     assert launch.cluster == "slurm" and "--cluster inline runs here" in why
 

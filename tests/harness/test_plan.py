@@ -21,7 +21,7 @@ from tests.harness.made_study import ENVIRONMENT, made_eval, made_run, write_stu
 
 TINY = ["--methods", "mae", "--budget", "6step", "--evals", "knn", "train.batch_size=16", "train.snapshots=[0.5]"]
 HERE = ENVIRONMENT.model_copy(update={"device": "Example (2 cores)"})
-SINFO = "main*|infinite|gpu:h100:4(S:0-1)|3|up|8|16000\\nshort|30:00|(null)|2|up|8|16000"
+SINFO = "main*|infinite|gpu:h100:4(S:0-1)|3|up|8\\nshort|30:00|(null)|2|up|8"
 
 
 @pytest.fixture(autouse=True)
